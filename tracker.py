@@ -1,0 +1,827 @@
+"""A fake video-translation service that measures how well its clients poll.
+
+    python tracker.py                       # beside a client in any language
+
+In a test, time is moved by hand, so a 30-second job takes no time at all:
+
+>>> import json, tracker, urllib.request
+>>> def fetch(url, body=None):
+...     with urllib.request.urlopen(url, body) as answer:
+...         return json.load(answer)
+>>> clock = tracker.ManualClock()
+>>> with tracker.create_server(duration=(30, 30), error_rate=0, clock=clock) as server:
+...     job_id = fetch(server.url + "/create_job", b"")["job_id"]
+...     early = fetch(f"{server.url}/status/{job_id}")
+...     clock.advance(32)
+...     late = fetch(f"{server.url}/status/{job_id}")
+>>> early, late
+({'status': 'pending'}, {'status': 'completed'})
+>>> job = server.jobs[job_id]
+>>> job.requests, job.polls, job.delay      # the end was noticed 2 seconds late
+(2, [0.0, 32.0], 2.0)
+
+POST /create_job        {"job_id": "<uuid4>"}
+GET /status/<job_id>    {"status": "pending"}, then "in_progress", then "completed",
+                        or {"status": "error", "error_message": "<why>"}
+
+The file is also an example of a small threaded HTTP server: the job, the service that keeps the jobs, HTTP,
+the server, the command line, each needing only what stands above it. It is a test double: do not put it on
+the internet, where http.server does not belong either.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import http.client
+import io
+import json
+import logging
+import logging.handlers
+import math
+import os
+import random
+import re
+import signal
+import socket
+import socketserver
+import sys
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple, NoReturn
+from urllib.parse import parse_qsl, urlsplit
+
+__all__ = ["ManualClock", "TrackerServer", "TranslationJob", "TranslationService", "create_server"]
+
+Clock = Callable[[], float]  # called without arguments, returns seconds
+Fault = int | str  # an HTTP status from 400 to 599, or "drop"
+
+DURATION = (5.0, 15.0)  # seconds, from and to
+ERROR_RATE = 0.1  # often enough that nobody forgets to handle it
+RETRY_AFTER = 1  # whole seconds, all that the header can say
+JOBS_KEPT = 100_000  # about 60 MB; a real service forgets too, by age
+POLLS_KEPT = 1_000  # a job; enough to see any schedule, too few for a stuck client to fill the memory
+CLIENT_TIMEOUT = 30  # seconds of silence after which a connection is closed
+GRACE = 1.0  # seconds that a client gets to read its last answer before the connection is cut
+LINE_SIZE = 65_536  # bytes, of the request line and of each header, and
+HEADER_LINES = 100  # both as in the standard library
+PIECE = 65_536  # bytes of a request body in memory at a time
+LOG_SIZE = 10_000_000  # bytes of server.log before it becomes server.log.1
+
+FINAL = ("completed", "error")
+ERROR_MESSAGES = (
+    "The audio track could not be decoded.",
+    "No speech was detected in the video.",
+    "The source language is not supported.",
+    "The translation model ran out of memory.",
+    "The lip-sync stage failed to converge.",
+)
+
+log = logging.getLogger("tracker")
+
+
+# --- The job: what it is, and how time changes it -------------------------------------------------------------
+
+
+@dataclasses.dataclass(slots=True)
+class TranslationJob:
+    """One translation, whose fate is sealed at its creation and revealed by polls.
+
+    All times are seconds on the service's clock. Every field may be set by a test, between two polls.
+    """
+
+    job_id: str
+    status: str = "pending"
+    created_at: float = 0.0
+    updated_at: float = math.nan  # when a query last moved the status; until one does, created_at
+    error_message: str | None = None
+    duration: float = 0.0
+    outcome: str = "completed"  # the status to end in, "completed" or "error"
+    faults: list[Fault] = dataclasses.field(default_factory=list)  # what the next status queries get instead
+    requests: int = 0  # status queries so far, faulted ones too
+    polls: list[float] = dataclasses.field(default_factory=list)  # seconds after creation of the first 1,000
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.updated_at):
+            self.updated_at = self.created_at
+
+    def update_status(self, now: float) -> None:
+        """Move the status to what it is at `now`: never back, and never away from an end."""
+        before, elapsed = self.status, now - self.created_at
+        if before not in FINAL:
+            if elapsed >= self.duration:
+                self.status = self.outcome
+            elif elapsed >= self.duration / 5:
+                self.status = "in_progress"
+        if self.status != before:
+            self.updated_at = now
+        if self.status == "error" and self.error_message is None:
+            # Drawn by the id, so that neither the polls nor other jobs change it.
+            self.error_message = random.Random(self.job_id).choice(ERROR_MESSAGES)
+
+    @property
+    def total_time(self) -> float | None:
+        """Seconds from creation until a query saw the end; None before that."""
+        return self.updated_at - self.created_at if self.status in FINAL else None
+
+    @property
+    def delay(self) -> float | None:
+        """Seconds for which the end went unnoticed; None before it was seen."""
+        return None if self.total_time is None else self.total_time - self.duration
+
+
+class ManualClock:
+    """A clock that stands still until `advance` is called; give `sleep` to the client instead of `time.sleep`."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock on by `seconds`; ValueError if that is less than 0, as for `time.sleep`."""
+        _require(seconds, "seconds", _is_number(seconds, 0, sys.float_info.max), "a finite number, 0 or more")
+        self.now += seconds
+
+    sleep = advance
+
+
+def _wall_clock(time: Clock = time.time, monotonic: Clock = time.monotonic) -> Clock:
+    """Return a clock that reads like a Unix timestamp but that no clock step moves.
+
+    The defaults are bound at import, out of reach of libraries that replace the functions of `time` later.
+    """
+    anchor = time() - monotonic()
+    return lambda: anchor + monotonic()
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    """Whether value is a number (not a NaN) from low to high."""
+    return isinstance(value, (int, float)) and low <= value <= high
+
+
+def _require(given: object, name: str, fits: bool, accepted: str) -> None:
+    """Raise the ValueError that says what was given and what is accepted, unless it fits."""
+    if not fits:
+        raise ValueError(f"{name} must be {accepted}, not {given!r:.80}")
+
+
+# --- The service: all jobs, one lock, one log -----------------------------------------------------------------
+
+
+class TranslationService:
+    """Creates jobs and answers status queries, for any number of threads; it needs no server.
+
+    duration    (low, high): each job takes a uniformly drawn number of seconds from this range
+    error_rate  the chance, from 0 to 1, that a job ends as "error"
+    fault_rate  the chance, from 0 to 1, that a status query gets a 503 instead of an answer
+    seed        the same seed gives the same ids, durations, outcomes and error messages
+    clock       any callable that returns seconds; read once per created job and once per status query
+
+    A value out of range raises ValueError.
+    """
+
+    def __init__(
+        self,
+        *,
+        duration: tuple[float, float] = DURATION,
+        error_rate: float = ERROR_RATE,
+        fault_rate: float = 0.0,
+        seed: int | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        match duration:
+            case (low, high) if _is_number(high, 0, math.inf) and _is_number(low, 0, high):
+                self._shortest, self._longest = low, high
+            case _:
+                _require(duration, "duration", False, "a pair of seconds, (low, high), with 0 <= low <= high")
+        for name, rate in ("error_rate", error_rate), ("fault_rate", fault_rate):
+            _require(rate, name, _is_number(rate, 0, 1), "a number from 0 to 1")
+        self.jobs: OrderedDict[str, TranslationJob] = OrderedDict()  # a plain dict slows down as its oldest go
+        self._error_rate = error_rate
+        self._fault_rate = fault_rate
+        self._clock = clock or _wall_clock()
+        self._dice = random.Random(seed)
+        self._fault_dice = random.Random(self._dice.random())  # its own, so that polling changes no later job
+        # One lock for everything: what is done under it takes microseconds. A real service has a database.
+        self._lock = threading.Lock()
+
+    def create_job(
+        self, *, duration: float | None = None, outcome: str | None = None, faults: Iterable[Fault] = ()
+    ) -> TranslationJob:
+        """Create a job, with the fate that is given or else drawn.
+
+        duration  seconds; inf never ends
+        outcome   "completed" or "error"
+        faults    what the first status queries get instead of an answer, in turn: an int from 400 to 599 is
+                  that status, "drop" a closed connection
+
+        Raises ValueError for anything else.
+        """
+        fits = duration is None or _is_number(duration, 0, math.inf)
+        _require(duration, "duration", fits, "a number of seconds, 0 or more, or inf for a job that never ends")
+        _require(outcome, "outcome", outcome is None or outcome in FINAL, "completed or error")
+        faults = [faults] if isinstance(faults, (str, int)) else list(faults)
+        for fault in faults:
+            fits = fault == "drop" or isinstance(fault, int) and 400 <= fault <= 599
+            _require(fault, "faults", fits, "HTTP statuses from 400 to 599, or drop")
+        with self._lock:
+            # Everything is drawn, used or not, so that a chosen fate changes no other job's.
+            job_id = str(uuid.UUID(int=self._dice.getrandbits(128), version=4))
+            spread = self._dice.random()
+            fails = self._dice.random() < self._error_rate
+            if duration is None:
+                low, high = self._shortest, self._longest
+                duration = low + (high - low) * spread if low < high else low  # inf - inf is no number
+            if outcome is None:
+                outcome = "error" if fails else "completed"
+            job = TranslationJob(
+                job_id, created_at=self._clock(), duration=duration, outcome=outcome, faults=faults
+            )
+            self.jobs[job_id] = job
+            while len(self.jobs) > JOBS_KEPT:
+                self.jobs.popitem(last=False)
+        log.info("Job %s created", job_id)
+        return job
+
+    def query_status(self, job_id: str) -> tuple[str, str | None, Fault | None]:
+        """Record one status query; return the job's status, its error message, and the fault to answer with.
+
+        Raises KeyError for a job that was never created or is forgotten.
+        """
+        with self._lock:
+            job = self.jobs[job_id]
+            now = self._clock()
+            job.requests += 1
+            if len(job.polls) < POLLS_KEPT:
+                job.polls.append(now - job.created_at)
+            before, fault = job.status, None
+            if job.faults:
+                fault, *job.faults = job.faults
+            elif self._fault_rate and self._fault_dice.random() < self._fault_rate:
+                fault = 503
+            else:
+                job.update_status(now)
+            after = job.status, job.error_message, fault
+            metrics = job.requests, job.status, job.total_time, job.delay
+        # Logged outside the lock: nobody waits for somebody else's line.
+        if after[0] != before:
+            log.info("Job %s: %s -> %s", job_id, before, after[0])
+            if after[0] in FINAL:
+                log.info("Translation metrics - Requests: %d, Status: %s, Total time: %.2fs, Delay: %.2fs", *metrics)
+        return after
+
+
+# --- HTTP: what a request must be, and what it gets -----------------------------------------------------------
+
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, section 5.6.2
+_REQUEST_LINE = re.compile(rb"(%s) ([!-~\x80-\xff]+) (HTTP/[0-9.]+)\r?\n" % _TOKEN)  # RFC 9112, section 3
+_FIELD_LINE = re.compile(rb"%s:[\t -~\x80-\xff]*\r?\n" % _TOKEN)  # RFC 9112, section 5; folded lines are obsolete
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.~_!$&'()*+;=%-]+)(:[0-9]*)?")  # RFC 9110, section 7.2
+_LENGTH = re.compile(r"[0-9]{1,18}")  # RFC 9112, section 6.3; int() would take "+5", "5_0" and Arabic digits
+_UNPRINTABLE = {code: f"\\x{code:02x}" for code in (*range(0x20), ord("\\"), *range(0x7F, 0xA0))}
+_ENDPOINTS = "the endpoints are POST /create_job and GET /status/<job_id>"
+
+
+class _Answer(Exception):
+    """An answer other than 200, raised from wherever it is clear that it must be given."""
+
+    def __init__(self, status: int, sentence: str, **headers: str) -> None:
+        super().__init__(sentence)
+        self.status, self.headers = status, headers
+
+
+class _Headers(http.client.HTTPMessage):
+    """Request headers. The email parser must not look for the parts of a multipart body: it is not there yet."""
+
+    def get_content_type(self) -> str:
+        return "application/octet-stream"
+
+
+class _Head(NamedTuple):
+    """What the header lines of a request say, as far as it matters here."""
+
+    close: bool  # the client wants no second answer on this connection
+    length: int  # bytes of the body
+    expect: bool  # the client waits for a 100 before it sends them
+    cors: str  # the headers that a browser's page would like to send
+
+
+def _parse_head(version: str, lines: Sequence[bytes]) -> _Head:
+    """Return what the header lines of a request say, or raise the _Answer for lines that leave it in doubt.
+
+    The standard library's parser was made for mail: it mends what it is given and hides that it did. So each line
+    is checked as it came, and whatever two servers could understand in two ways is refused: RFC 9112, section 11.
+    """
+    for line in lines:
+        if not _FIELD_LINE.fullmatch(line):
+            raise _Answer(400, f"A header must be a line 'Name: value' in printable characters, not {line!r:.80}.")
+    headers = http.client.parse_headers(io.BytesIO(b"".join(lines)), _class=_Headers)
+    hosts, lengths, codings, options = (
+        [value.strip(" \t") for value in headers.get_all(name, [])]
+        for name in ("Host", "Content-Length", "Transfer-Encoding", "Connection")
+    )
+    if len(hosts) > 1 or not hosts and version == "HTTP/1.1":
+        raise _Answer(400, f"A request must have one Host header, not {len(hosts)}.")
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        raise _Answer(400, f"Host must be a host name and perhaps a port, not {hosts[0]!r:.80}.")
+    if codings and (lengths or version == "HTTP/1.0"):
+        raise _Answer(400, "Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0.")
+    if codings and [coding.lower() for coding in codings] != ["chunked"]:
+        raise _Answer(400, f"Transfer-Encoding must be chunked, once, not {', '.join(codings)!r:.80}.")
+    if codings:
+        raise _Answer(411, "A chunked body is not read here: send it with its Content-Length.")
+    if lengths and not (len(lengths) == 1 and _LENGTH.fullmatch(lengths[0])):
+        raise _Answer(400, f"Content-Length must be given once and in digits, not as {', '.join(lengths)!r:.80}.")
+    return _Head(
+        close=version == "HTTP/1.0" or "close" in re.split(r"[ \t,]+", ",".join(options).lower()),
+        length=int(lengths[0]) if lengths else 0,
+        expect=version == "HTTP/1.1" and headers.get("Expect", "").strip().lower() == "100-continue",
+        cors=headers.get("Access-Control-Request-Headers", "*"),
+    )
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection: its requests, one after the other, each read whole and answered once."""
+
+    server: "TrackerServer"
+    raw_requestline: bytes
+    protocol_version = "HTTP/1.1"  # keep-alive
+    server_version = "tracker"
+    timeout = CLIENT_TIMEOUT
+    wbufsize = -1  # buffered, so that an answer leaves in one packet: gh-108736
+    disable_nagle_algorithm = True  # or the second of two pipelined answers waits for the ACK of the first
+    _last_head: tuple[str, list[bytes]] = "", []
+    _head: _Head
+
+    # Reading a request.
+
+    def parse_request(self) -> bool:
+        """Read the rest of what raw_requestline began; return False if it has been refused instead.
+
+        This replaces the base class's method, which takes HTTP/0.9, ambiguous headers and folded lines.
+        """
+        line = self.raw_requestline
+        self.requestline, self.command = line.decode("latin-1").rstrip("\r\n"), ""
+        self.close_connection = self.server.closing.is_set()
+        if line in (b"\r\n", b"\n"):  # RFC 9112, section 2.2: ignore an empty line before a request
+            return False
+        try:
+            self._read_head(line)
+            self._read_body()
+        except _Answer as answer:
+            self.send_error(answer.status, str(answer))
+            return False
+        return True
+
+    def _read_head(self, line: bytes) -> None:
+        """Read the header lines and set what is known of the request, or raise the _Answer that refuses it."""
+        parts = _REQUEST_LINE.fullmatch(line)
+        if not parts:
+            raise _Answer(400, "A request line must be 'METHOD target HTTP/1.1', with single spaces.")
+        self.command, self.path, self.request_version = (part.decode("latin-1") for part in parts.groups())
+        if self.request_version not in ("HTTP/1.1", "HTTP/1.0"):
+            raise _Answer(505, f"The version must be HTTP/1.1 or HTTP/1.0, not {self.request_version:.20}.")
+        lines: list[bytes] = []
+        while (line := self.rfile.readline(LINE_SIZE + 1)) not in (b"\r\n", b"\n"):
+            lines.append(line)
+            if len(line) > LINE_SIZE or len(lines) > HEADER_LINES:
+                raise _Answer(431, f"There must be at most {HEADER_LINES} headers of {LINE_SIZE} bytes each.")
+            if not line:
+                raise _Answer(400, "The request must have an empty line after its headers.")
+        # A poller sends the same headers with every poll: parsing them was half of the work.
+        if (self.request_version, lines) != self._last_head:
+            self._head = _parse_head(self.request_version, lines)
+            self._last_head = self.request_version, lines
+        self.close_connection = self._head.close or self.server.closing.is_set()
+
+    def _read_body(self) -> None:
+        """Read the body to its end and forget it, so that the next request begins where this one ends."""
+        left = self._head.length
+        if left and self._head.expect:
+            self.handle_expect_100()
+            self.wfile.flush()  # the client waits for it
+        while left:
+            piece = self.rfile.read1(min(left, PIECE))
+            left -= len(piece)
+            if left and (not piece or self.server.closing.is_set()):
+                raise _Answer(400, f"The body must be as long as its Content-Length: {left} bytes are missing.")
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Refuse a request and close, for nobody knows where the next one would begin; the base class sends HTML."""
+        self.close_connection = True
+        self._reply(code, {"error_message": message or HTTPStatus(code).description})
+
+    # Answering it.
+
+    def _answer(self) -> None:
+        """Answer one well-formed request; the base class calls it by the name of the method, do_GET and so on."""
+        try:
+            self._route()
+        except _Answer as answer:
+            self._reply(answer.status, {"error_message": str(answer)}, **answer.headers)
+        except Exception:
+            log.exception("A bug met %r", self.requestline)
+            self._reply(500, {"error_message": "The service has a bug: its log has the traceback."})
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = _answer
+
+    def _route(self) -> None:
+        """Find the endpoint by the path, check method and query, and call it."""
+        path, query = _split_target(self.path)
+        for route in _ROUTES:
+            if found := route.path.fullmatch(path):
+                break
+        else:
+            raise _Answer(404, f"There is nothing at {path!r:.80}: {_ENDPOINTS}.")
+        allow = ", ".join((*route.methods, "OPTIONS"))
+        if self.command == "OPTIONS":
+            # What a browser asks before a page on another origin may poll: Fetch standard, CORS-preflight.
+            cors = {"Access_Control_Allow_Methods": allow, "Access_Control_Allow_Headers": self._head.cors}
+            self._reply(204, None, Allow=allow, **cors)
+        elif self.command not in route.methods:
+            raise _Answer(405, f"{path!r:.80} takes {allow}, not {self.command}: {_ENDPOINTS}.", Allow=allow)
+        else:
+            route.endpoint(self, *found.groups(), **_parse_query(query, route.parameters))
+
+    def _create_job(self, **fate: Any) -> None:
+        """POST /create_job"""
+        try:
+            job = self.server.service.create_job(**fate)
+        except ValueError as error:
+            raise _Answer(400, f"{error}.") from None
+        self._reply(200, {"job_id": job.job_id}, Location=f"/status/{job.job_id}", **self.server.retry_after)
+
+    def _job_status(self, job_id: str) -> None:
+        """GET /status/<job_id>"""
+        try:
+            status, error_message, fault = self.server.service.query_status(job_id)
+        except KeyError:
+            raise _Answer(404, f"There is no job {job_id!r:.80}: it was never created, or is forgotten.") from None
+        if fault == "drop":
+            self.log_request()
+            self.close_connection = True
+        elif fault is not None:
+            headers = self.server.retry_after if fault in (429, 503) else {}
+            raise _Answer(int(fault), f"This is a {fault} that was asked for: poll again.", **headers)
+        elif error_message is None:
+            self._reply(200, {"status": status}, **({} if status in FINAL else self.server.retry_after))
+        else:
+            self._reply(200, {"status": status, "error_message": error_message})
+
+    def _preflight(self, methods: Iterable[str]) -> dict[str, str]:
+        """Return the headers that let a browser's page on another origin go ahead: Fetch standard, CORS protocol."""
+        allow = ", ".join((*methods, "OPTIONS"))
+        wanted = self._head.cors
+        return {"Allow": allow, "Access-Control-Allow-Methods": allow, "Access-Control-Allow-Headers": wanted}
+
+    def _reply(self, status: int, body: Mapping[str, str] | None, **headers: str) -> None:
+        """Write one answer, the only place that does; all that is to be recorded has been before."""
+        if self.server.latency:
+            self.server.closing.wait(self.server.latency)  # a stop cuts it short
+        self.log_request(status)
+        content = b""
+        if body is not None:  # RFC 9110, section 8.6: no Content-Length in a 204
+            content = json.dumps(body).encode()
+            headers["Content_Type"] = "application/json"
+            headers["Content_Length"] = str(len(content))
+        if self.close_connection:
+            headers["Connection"] = "close"
+        # One write instead of a dozen calls of send_header: measured, they were a sixth of the time of a request.
+        lines = [
+            f"{self.protocol_version} {status} {self.responses.get(status, ('',))[0]}",
+            f"Server: {self.version_string()}",
+            f"Date: {self.date_time_string()}",
+            "Cache-Control: no-store",
+            "Access-Control-Allow-Origin: *",
+            "Access-Control-Expose-Headers: Location, Retry-After",
+            *[f"{name.replace('_', '-')}: {value}" for name, value in headers.items()],
+            "\r\n",
+        ]
+        self.wfile.write("\r\n".join(lines).encode("latin-1") + (b"" if self.command == "HEAD" else content))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log as the base class does, but to our log; whatever could forge a line is escaped."""
+        message = (format % args).translate(_UNPRINTABLE)
+        log.info("%s - - [%s] %s", self.client_address[0], self.log_date_time_string(), message)
+
+
+def _split_target(target: str) -> tuple[str, str]:
+    """Return the path and the query of a request target: RFC 9112, section 3.2."""
+    if target.startswith("/"):
+        path, _, query = target.partition("?")  # urlsplit would take //host/path for a host
+        return path, query
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(target)
+        if parts.scheme in ("http", "https") and _HOST.fullmatch(parts.netloc):
+            return parts.path, parts.query
+    if target == "*":
+        return target, ""
+    raise _Answer(400, f"The target must be a path or an http URL, not {target!r:.80}.")
+
+
+def _parse_query(query: str, parameters: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
+    """Return the values of a query's parameters, or raise the _Answer that names the one that is not accepted."""
+    values: dict[str, Any] = {}
+    for name, text in parse_qsl(query, keep_blank_values=True):
+        if name not in parameters:
+            accepted = ", ".join(parameters) or "none"
+            raise _Answer(400, f"There is no parameter {name!r:.80} here: accepted are {accepted}.")
+        if name in values:
+            raise _Answer(400, f"{name} must be given once, not again as {text!r:.80}.")
+        values[name] = parameters[name](text)
+    return values
+
+
+def _number(text: str, kind: Callable[[str], float] = float) -> float | str:
+    """Return the number that text is, or text itself, for the service to refuse."""
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
+def _faults(text: str) -> list[float | str]:
+    """Return the faults in a list like "503,drop"."""
+    return [_number(fault, int) for fault in text.split(",")]
+
+
+class _Route(NamedTuple):
+    """One endpoint: its path, its methods, its query parameters with what reads them, and the function to call."""
+
+    path: re.Pattern[str]
+    methods: tuple[str, ...]
+    parameters: Mapping[str, Callable[[str], Any]]
+    endpoint: Callable[..., None]
+
+
+_ROUTES = (
+    _Route(
+        re.compile("/create_job"),
+        ("POST",),
+        {"duration": _number, "outcome": str, "faults": _faults},
+        _Handler._create_job,
+    ),
+    _Route(re.compile("/status/([^/]+)"), ("GET", "HEAD"), {}, _Handler._job_status),
+    _Route(re.compile(r"\*"), (), {}, _Handler._answer),  # OPTIONS * asks about the server as a whole
+)
+
+
+# --- The server: connections, and how they end ----------------------------------------------------------------
+
+
+class _Stop(Exception):
+    """Ends the loop of serve_forever."""
+
+
+class TrackerServer(ThreadingHTTPServer):
+    """A service on a port, with a thread for each connection. `create_server` makes one.
+
+    `with server:` serves from a background thread and, at the end of the block, stops and closes everything.
+    Or call `serve_forever()`, which blocks until another thread calls `shutdown()`, and then `server_close()`.
+    """
+
+    request_queue_size = 1024  # connections that wait to be accepted; 5, the default, loses some of a burst
+    allow_reuse_address = os.name != "nt"  # restart at once; on Windows it would let two servers share a port: gh-85307
+    allow_reuse_port = False  # 3.14 pre-releases let two servers share a port: gh-127319
+    daemon_threads = True  # a program that forgets to close the server can still end
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        service: TranslationService,
+        *,
+        latency: float = 0.0,
+        retry_after: int | None = RETRY_AFTER,
+    ) -> None:
+        host, port = address
+        fits = isinstance(port, int) and 0 <= port <= 65_535
+        _require(port, "port", fits, "a whole number from 0, which picks a free one, to 65535")
+        fits = _is_number(latency, 0, threading.TIMEOUT_MAX)
+        _require(latency, "latency", fits, f"a number of seconds from 0 to {threading.TIMEOUT_MAX:.0f}")
+        fits = retry_after is None or isinstance(retry_after, int) and retry_after >= 0
+        _require(retry_after, "retry_after", fits, "a whole number of seconds, 0 or more, or None")
+        self.service = service
+        self.latency = latency
+        self.retry_after = {} if retry_after is None else {"Retry_After": str(retry_after)}
+        self.closing = threading.Event()  # set when no connection may have another request
+        self._connections: dict[threading.Thread, socket.socket] = {}
+        self._stopping = False  # asks the loop to end
+        self._loop = threading.Lock()  # held while the loop runs
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__(address, _Handler)
+
+    @property
+    def jobs(self) -> dict[str, TranslationJob]:
+        """The service's jobs, by id."""
+        return self.service.jobs
+
+    @property
+    def url(self) -> str:
+        """Where the service is, without a slash at the end."""
+        host, port = self._address[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def _address(self) -> tuple[Any, ...]:
+        """The address to connect to; not all systems take 'any address' for this machine."""
+        host, *rest = self.server_address
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(host), host), *rest
+
+    def __repr__(self) -> str:
+        return f"<TrackerServer {self.url}>"
+
+    def server_bind(self) -> None:
+        """Bind without HTTPServer's look-up of the host's name, which takes seconds on some machines: gh-79345."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    # The loop that accepts connections.
+
+    def __enter__(self) -> "TrackerServer":
+        self._thread = threading.Thread(target=self.serve_forever, name=repr(self), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Serve in the caller's thread until `shutdown` is called. It does not wait for poll_interval to end."""
+        with self._loop, contextlib.suppress(_Stop):
+            self.service_actions()
+            super().serve_forever(poll_interval)
+
+    def service_actions(self) -> None:
+        """End the loop, which calls this each time round, if that has been asked for."""
+        if self._stopping:
+            self._stopping = False
+            raise _Stop
+
+    def shutdown(self) -> None:
+        """Stop `serve_forever` in another thread and wait until it has; connections stay open.
+
+        If nothing serves, the next `serve_forever` returns at once: that thread may just be starting.
+        """
+        self._stopping = True
+        if self._loop.locked():
+            with socket.socket(self.address_family) as waker:  # a connection wakes the loop
+                waker.setblocking(False)
+                waker.connect_ex(self._address)
+                with self._loop:
+                    pass
+
+    # Connections.
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection from a thread of its own, and remember both."""
+        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
+        thread.start()
+        self._connections = {t: s for t, s in self._connections.items() if t.is_alive()}
+        self._connections[thread] = request
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection such that the last answer arrives: RFC 9112, section 9.6.
+
+        Closed with bytes unread, it would be reset, and the client might lose what it has not read either.
+        """
+        with contextlib.suppress(OSError):
+            request.shutdown(socket.SHUT_WR)
+            request.settimeout(GRACE)
+            deadline = time.monotonic() + GRACE
+            while request.recv(PIECE) and time.monotonic() < deadline and not self.closing.is_set():
+                pass
+        self.close_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log a bug; a client that hangs up is none."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            log.exception("A bug met a connection from %s", client_address[0])
+
+    def server_close(self) -> None:
+        """Stop listening, let replies in flight arrive, and close every connection; call it after `shutdown`.
+
+        It takes milliseconds, or twice GRACE if a client does not read what it is sent.
+        """
+        super().server_close()
+        self.closing.set()
+        # With its reading side shut, an idle connection is at its end, and a busy one can still send its reply.
+        for how in (socket.SHUT_RD, socket.SHUT_RDWR):
+            deadline = time.monotonic() + GRACE
+            for connection in self._connections.values():
+                with contextlib.suppress(OSError):
+                    connection.shutdown(how)
+            for thread in self._connections:
+                thread.join(max(0, deadline - time.monotonic()))
+
+
+def create_server(
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    duration: tuple[float, float] = DURATION,
+    error_rate: float = ERROR_RATE,
+    fault_rate: float = 0.0,
+    seed: int | None = None,
+    clock: Clock | None = None,
+    latency: float = 0.0,
+    retry_after: int | None = RETRY_AFTER,
+) -> TrackerServer:
+    """Return a server that is bound, so that its `url` is valid, but does not serve yet: use `with`.
+
+    host, port   where to listen; port 0 picks a free one
+    latency      seconds before each answer
+    retry_after  whole seconds for the header of that name; None leaves it out
+
+    The other options are those of `TranslationService`. Raises OSError if it cannot listen there, ValueError for
+    an option out of range. The caller closes it.
+    """
+    service = TranslationService(
+        duration=duration, error_rate=error_rate, fault_rate=fault_rate, seed=seed, clock=clock
+    )
+    return TrackerServer((host, port), service, latency=latency, retry_after=retry_after)
+
+
+# --- The command line -----------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line, without the usage."""
+        self.exit(2, f"tracker.py: {message}\n")
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """server.log, which becomes server.log.1 when it is full."""
+
+    lines = 0
+
+    def shouldRollover(self, record: logging.LogRecord) -> int:
+        """Look at the size once in 1,000 lines: to look each time took a tenth of the time of a request."""
+        self.lines += 1
+        return self.lines % 1000 == 1 and super().shouldRollover(record)
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    """End the program on Ctrl-C or SIGTERM, but only once: a second must not disturb the clean end."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until Ctrl-C or SIGTERM, and return 0; exit with 2 and one line on standard error if it cannot."""
+    parser = _Parser(prog="tracker.py", description=str(__doc__).partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="0 picks a free one (default %(default)s)")
+    parser.add_argument(
+        "--duration", type=float, nargs=2, metavar=("LOW", "HIGH"), default=DURATION,
+        help="seconds that a job takes, drawn between these (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--error-rate", type=float, metavar="P", default=ERROR_RATE, help="chance that a job fails (default %(default)s)")
+    parser.add_argument("--fault-rate", type=float, metavar="P", default=0.0, help="chance that a poll gets a 503 (default %(default)s)")
+    parser.add_argument("--latency", type=float, metavar="S", default=0.0, help="seconds before each answer (default %(default)s)")
+    parser.add_argument("--retry-after", type=int, metavar="S", default=RETRY_AFTER, help="seconds for that header (default %(default)s)")
+    parser.add_argument("--seed", type=int, metavar="N", help="makes jobs repeatable")
+    parser.add_argument("--log-file", metavar="FILE", default="server.log", help="appended to (default %(default)s)")
+    options = vars(parser.parse_args(argv))
+    log_name = options.pop("log_file")
+    try:
+        server = create_server(**options)
+    except OSError as error:
+        parser.error(f"cannot listen on {options['host']} port {options['port']}: {error.strerror}")
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        log_file = _LogFile(log_name, maxBytes=LOG_SIZE, backupCount=1, encoding="utf-8")
+    except OSError as error:
+        server.server_close()
+        parser.error(f"cannot write the log {log_name}: {error.strerror}")
+    for handler in (log_file, logging.StreamHandler()):
+        handler.setFormatter(logging.Formatter("%(levelname)s - %(message)s"))
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
+    with contextlib.closing(log_file), contextlib.suppress(KeyboardInterrupt), server:
+        print(
+            f"Listening on {server.url} (Ctrl-C to stop). To create a job and to poll it:",
+            f"  curl -X POST {server.url}/create_job",
+            f"  curl {server.url}/status/JOB_ID",
+            sep="\n",
+            flush=True,
+        )
+        while True:
+            time.sleep(3600)  # interruptible everywhere, which on Windows other ways of waiting are not
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
