@@ -50,7 +50,6 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, urlsplit
@@ -303,6 +302,20 @@ class _Headers(http.client.HTTPMessage):
         return "application/octet-stream"
 
 
+def _split_target(target: str) -> tuple[str, str]:
+    """Return the path and the query of a request target: RFC 9112, section 3.2."""
+    if target.startswith("/"):
+        path, _, query = target.partition("?")  # urlsplit would take //host/path for a host
+        return path, query
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(target)
+        if parts.scheme in ("http", "https") and _HOST.fullmatch(parts.netloc):
+            return parts.path, parts.query
+    if target == "*":
+        return target, ""
+    raise _Answer(400, f"The target must be a path or an http URL, not {target!r:.80}.")
+
+
 class _Head(NamedTuple):
     """What the header lines of a request say, as far as it matters here."""
 
@@ -358,6 +371,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # or the second of two pipelined answers waits for the ACK of the first
     _last_head: tuple[str, list[bytes]] = "", []
     _head: _Head
+    _target: tuple[str, str]  # path and query
 
     # Reading a request.
 
@@ -387,11 +401,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.command, self.path, self.request_version = (part.decode("latin-1") for part in parts.groups())
         if self.request_version not in ("HTTP/1.1", "HTTP/1.0"):
             raise _Answer(505, f"The version must be HTTP/1.1 or HTTP/1.0, not {self.request_version:.20}.")
+        self._target = _split_target(self.path)
         lines: list[bytes] = []
         while (line := self.rfile.readline(LINE_SIZE + 1)) not in (b"\r\n", b"\n"):
             lines.append(line)
-            if len(line) > LINE_SIZE or len(lines) > HEADER_LINES:
-                raise _Answer(431, f"There must be at most {HEADER_LINES} headers of {LINE_SIZE} bytes each.")
+            if len(line) > LINE_SIZE or len(lines) >= HEADER_LINES:
+                raise _Answer(431, f"There must be fewer than {HEADER_LINES} headers of {LINE_SIZE} bytes each.")
             if not line:
                 raise _Answer(400, "The request must have an empty line after its headers.")
         # A poller sends the same headers with every poll: parsing them was half of the work.
@@ -415,7 +430,8 @@ class _Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Refuse a request and close, for nobody knows where the next one would begin; the base class sends HTML."""
         self.close_connection = True
-        self._reply(code, {"error_message": message or HTTPStatus(code).description})
+        sentence = message or f"The request line must be at most {LINE_SIZE} bytes long"  # only a 414 comes without
+        self._reply(code, {"error_message": sentence.rstrip(".") + "."})
 
     # Answering it.
 
@@ -433,7 +449,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _route(self) -> None:
         """Find the endpoint by the path, check method and query, and call it."""
-        path, query = _split_target(self.path)
+        path, query = self._target
         for route in _ROUTES:
             if found := route.path.fullmatch(path):
                 break
@@ -469,18 +485,12 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault is not None:
             headers = self.server.retry_after if fault in (429, 503) else {}
             raise _Answer(int(fault), f"This is a {fault} that was asked for: poll again.", **headers)
-        elif error_message is None:
-            self._reply(200, {"status": status}, **({} if status in FINAL else self.server.retry_after))
-        else:
+        elif status == "error":
             self._reply(200, {"status": status, "error_message": error_message})
+        else:
+            self._reply(200, {"status": status}, **({} if status in FINAL else self.server.retry_after))
 
-    def _preflight(self, methods: Iterable[str]) -> dict[str, str]:
-        """Return the headers that let a browser's page on another origin go ahead: Fetch standard, CORS protocol."""
-        allow = ", ".join((*methods, "OPTIONS"))
-        wanted = self._head.cors
-        return {"Allow": allow, "Access-Control-Allow-Methods": allow, "Access-Control-Allow-Headers": wanted}
-
-    def _reply(self, status: int, body: Mapping[str, str] | None, **headers: str) -> None:
+    def _reply(self, status: int, body: Mapping[str, str | None] | None, **headers: str) -> None:
         """Write one answer, the only place that does; all that is to be recorded has been before."""
         if self.server.latency:
             self.server.closing.wait(self.server.latency)  # a stop cuts it short
@@ -509,20 +519,6 @@ class _Handler(BaseHTTPRequestHandler):
         """Log as the base class does, but to our log; whatever could forge a line is escaped."""
         message = (format % args).translate(_UNPRINTABLE)
         log.info("%s - - [%s] %s", self.client_address[0], self.log_date_time_string(), message)
-
-
-def _split_target(target: str) -> tuple[str, str]:
-    """Return the path and the query of a request target: RFC 9112, section 3.2."""
-    if target.startswith("/"):
-        path, _, query = target.partition("?")  # urlsplit would take //host/path for a host
-        return path, query
-    with contextlib.suppress(ValueError):
-        parts = urlsplit(target)
-        if parts.scheme in ("http", "https") and _HOST.fullmatch(parts.netloc):
-            return parts.path, parts.query
-    if target == "*":
-        return target, ""
-    raise _Answer(400, f"The target must be a path or an http URL, not {target!r:.80}.")
 
 
 def _parse_query(query: str, parameters: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
@@ -779,18 +775,20 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C or SIGTERM, and return 0; exit with 2 and one line on standard error if it cannot."""
     parser = _Parser(prog="tracker.py", description=str(__doc__).partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="0 picks a free one (default %(default)s)")
-    parser.add_argument(
-        "--duration", type=float, nargs=2, metavar=("LOW", "HIGH"), default=DURATION,
-        help="seconds that a job takes, drawn between these (default %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--error-rate", type=float, metavar="P", default=ERROR_RATE, help="chance that a job fails (default %(default)s)")
-    parser.add_argument("--fault-rate", type=float, metavar="P", default=0.0, help="chance that a poll gets a 503 (default %(default)s)")
-    parser.add_argument("--latency", type=float, metavar="S", default=0.0, help="seconds before each answer (default %(default)s)")
-    parser.add_argument("--retry-after", type=int, metavar="S", default=RETRY_AFTER, help="seconds for that header (default %(default)s)")
-    parser.add_argument("--seed", type=int, metavar="N", help="makes jobs repeatable")
-    parser.add_argument("--log-file", metavar="FILE", default="server.log", help="appended to (default %(default)s)")
+    for option, default, kind, metavar, meaning in (
+        ("--host", "127.0.0.1", str, "HOST", "address to listen on"),
+        ("--port", 8000, int, "PORT", "port to listen on; 0 picks a free one"),
+        ("--duration", DURATION, float, ("LOW", "HIGH"), "seconds that a job takes, drawn between the two"),
+        ("--error-rate", ERROR_RATE, float, "P", "chance that a job ends as error"),
+        ("--fault-rate", 0.0, float, "P", "chance that a status query is answered 503"),
+        ("--latency", 0.0, float, "S", "seconds before each answer"),
+        ("--retry-after", RETRY_AFTER, int, "S", "whole seconds for that header"),
+        ("--seed", None, int, "N", "the same seed gives the same jobs"),
+        ("--log-file", "server.log", str, "FILE", "where to append the log"),
+    ):
+        nargs = len(metavar) if isinstance(metavar, tuple) else None
+        meaning += " (default %(default)s)"
+        parser.add_argument(option, default=default, type=kind, metavar=metavar, nargs=nargs, help=meaning)
     options = vars(parser.parse_args(argv))
     log_name = options.pop("log_file")
     try:
