@@ -319,7 +319,7 @@ def test_eight_threads_see_one_ending(server, clock, lines):
     assert sum("Translation metrics" in line for line in lines()) == 1
 
 
-def test_a_transition_waits_for_the_lock(service, clock):
+def test_each_fault_meets_one_query_whichever_thread_asks(service):
     """A slow reading of the clock lets every thread in at once, if there is no lock."""
     job = service.create_job(faults=[503] * 50)
 
@@ -417,6 +417,8 @@ def test_a_fate_may_be_chosen_in_any_mixture(server, clock):
         ("?duration=nan", "duration must be a number of seconds, 0 or more, or inf for a job that never ends, not nan."),
         ("?duration=soon", "duration must be a number of seconds, 0 or more, or inf for a job that never ends, not 'soon'."),
         ("?duration", "duration must be a number of seconds, 0 or more, or inf for a job that never ends, not ''."),
+        ("?duration=1_0", "duration must be a number of seconds, 0 or more, or inf for a job that never ends, not '1_0'."),
+        ("?faults=5_03", "faults must be HTTP statuses from 400 to 599, or drop, not '5_03'."),
         ("?outcome=fine", "outcome must be completed or error, not 'fine'."),
         ("?faults=503,200", "faults must be HTTP statuses from 400 to 599, or drop, not 200."),
         ("?faults=600", "faults must be HTTP statuses from 400 to 599, or drop, not 600."),
@@ -489,6 +491,9 @@ def test_every_field_may_be_set_between_two_polls(server, clock):
         ({"latency": math.inf}, "latency must be a number of seconds from 0"),
         ({"retry_after": 1.5}, "retry_after must be a whole number of seconds, 0 or more, or None, not 1.5"),
         ({"retry_after": -1}, "retry_after must be a whole number"),
+        ({"retry_after": True}, "retry_after must be a whole number"),
+        ({"duration": (0, 10**400)}, "duration must be a pair"),
+        ({"clock": 3}, "clock must be a callable that returns seconds, not 3"),
         ({"port": 65536}, "port must be a whole number from 0, which picks a free one, to 65535, not 65536"),
     ],
 )
@@ -797,7 +802,8 @@ def test_a_client_that_hangs_up_resets_or_stalls_is_no_error(clock, monkeypatch,
     with tracker.create_server(clock=clock) as server:
         job_id = create(server, "?faults=drop")
         linger = b"\x01\0\0\0\0\0\0\0"
-        for request in b"", b"POST", head(), head("Content-Length: 9"), head() * 50:
+        preflight = head("Access-Control-Request-Headers: " + "x" * 60_000, start="OPTIONS * HTTP/1.1")
+        for request in b"", b"POST", head(), head("Content-Length: 9"), head() * 50, preflight * 50:
             with raw(server) as client:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)  # closing sends a reset
                 client.sendall(request)
@@ -960,6 +966,29 @@ def test_a_stop_does_not_wait_for_the_poll_interval():
     assert not thread.is_alive()
 
 
+def test_a_stop_comes_although_no_connection_can_be_made_to_ask_for_it(monkeypatch):
+    def fail(*_):
+        raise OSError
+
+    server = tracker.create_server()
+    thread = threading.Thread(target=server.serve_forever, args=[0.01])
+    thread.start()
+    create(server)
+    monkeypatch.setattr(socket, "create_connection", fail)
+    server.shutdown()
+    thread.join(5)
+    server.server_close()
+
+    assert not thread.is_alive()
+
+
+def test_a_closed_server_says_that_it_is_closed(server):
+    server.server_close()
+
+    with pytest.raises(RuntimeError, match="create another"), server:
+        pass
+
+
 def test_importing_has_no_effect(tmp_path):
     code = """if True:
         import logging, os, threading, tracker
@@ -1029,8 +1058,8 @@ def test_a_signal_ends_it_cleanly_whoever_is_connected(tmp_path, signum):
         for _ in range(50):
             stack.enter_context(socket.create_connection(address))
         get(process.url + "/create_job", b"")
-        for _ in range(3):
-            process.send_signal(signum)
+        for number in signum, signal.SIGINT, signal.SIGTERM, signum:
+            process.send_signal(number)
         console = process.communicate(timeout=5)[1]
 
     assert process.returncode == 0

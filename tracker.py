@@ -25,8 +25,8 @@ GET /status/<job_id>    {"status": "pending"}, then "in_progress", then "complet
                         or {"status": "error", "error_message": "<why>"}
 
 The file is also an example of a small threaded HTTP server: the job, the service that keeps the jobs, HTTP,
-the server, the command line, each needing only what stands above it. It is a test double: do not put it on
-the internet, where http.server does not belong either.
+the server, the command line. It is a test double: do not put it on the internet, where http.server does not
+belong either.
 """
 
 import argparse
@@ -39,6 +39,7 @@ import logging
 import logging.handlers
 import math
 import os
+import queue
 import random
 import re
 import signal
@@ -62,12 +63,12 @@ Fault = int | str  # an HTTP status from 400 to 599, or "drop"
 DURATION = (5.0, 15.0)  # seconds, from and to
 ERROR_RATE = 0.1  # often enough that nobody forgets to handle it
 RETRY_AFTER = 1  # whole seconds, all that the header can say
-JOBS_KEPT = 100_000  # about 60 MB; a real service forgets too, by age
-POLLS_KEPT = 1_000  # a job; enough to see any schedule, too few for a stuck client to fill the memory
+JOBS_KEPT = 100_000  # about 50 MB; a real service forgets too, by age
+POLLS_KEPT = 1_000  # of each job: enough to see any schedule, not enough for a stuck client to fill the memory
 CLIENT_TIMEOUT = 30  # seconds of silence after which a connection is closed
 GRACE = 1.0  # seconds that a client gets to read its last answer before the connection is cut
-LINE_SIZE = 65_536  # bytes, of the request line and of each header, and
-HEADER_LINES = 100  # both as in the standard library
+LINE_SIZE = 65_536  # bytes, of the request line and of each header, as in the standard library
+HEADER_LINES = 100  # too many, as in the standard library
 PIECE = 65_536  # bytes of a request body in memory at a time
 LOG_SIZE = 10_000_000  # bytes of server.log before it becomes server.log.1
 
@@ -83,6 +84,19 @@ ERROR_MESSAGES = (
 log = logging.getLogger("tracker")
 
 
+def _is_number(value: object, low: float, high: float, kind: Any = (int, float)) -> bool:
+    """Whether value is a number of that kind from low to high, which a NaN, a bool and an int beyond all floats are not."""
+    with contextlib.suppress(OverflowError):
+        return isinstance(value, kind) and not isinstance(value, bool) and low <= float(value) <= high
+    return False
+
+
+def _require(given: object, name: str, fits: bool, accepted: str) -> None:
+    """Raise the ValueError that says what was given and what is accepted, unless it fits."""
+    if not fits:
+        raise ValueError(f"{name} must be {accepted}, not {given!r:.80}")
+
+
 # --- The job: what it is, and how time changes it -------------------------------------------------------------
 
 
@@ -96,13 +110,13 @@ class TranslationJob:
     job_id: str
     status: str = "pending"
     created_at: float = 0.0
-    updated_at: float = math.nan  # when a query last moved the status; until one does, created_at
+    updated_at: float = math.nan  # when a query last moved the status; from the start, created_at
     error_message: str | None = None
     duration: float = 0.0
     outcome: str = "completed"  # the status to end in, "completed" or "error"
     faults: list[Fault] = dataclasses.field(default_factory=list)  # what the next status queries get instead
     requests: int = 0  # status queries so far, faulted ones too
-    polls: list[float] = dataclasses.field(default_factory=list)  # seconds after creation of the first 1,000
+    polls: list[float] = dataclasses.field(default_factory=list)  # seconds after creation, up to POLLS_KEPT of them
 
     def __post_init__(self) -> None:
         if math.isnan(self.updated_at):
@@ -150,24 +164,13 @@ class ManualClock:
     sleep = advance
 
 
-def _wall_clock(time: Clock = time.time, monotonic: Clock = time.monotonic) -> Clock:
+def _wall_clock(wall: Clock = time.time, monotonic: Clock = time.monotonic) -> Clock:
     """Return a clock that reads like a Unix timestamp but that no clock step moves.
 
     The defaults are bound at import, out of reach of libraries that replace the functions of `time` later.
     """
-    anchor = time() - monotonic()
+    anchor = wall() - monotonic()
     return lambda: anchor + monotonic()
-
-
-def _is_number(value: object, low: float, high: float) -> bool:
-    """Whether value is a number (not a NaN) from low to high."""
-    return isinstance(value, (int, float)) and low <= value <= high
-
-
-def _require(given: object, name: str, fits: bool, accepted: str) -> None:
-    """Raise the ValueError that says what was given and what is accepted, unless it fits."""
-    if not fits:
-        raise ValueError(f"{name} must be {accepted}, not {given!r:.80}")
 
 
 # --- The service: all jobs, one lock, one log -----------------------------------------------------------------
@@ -201,10 +204,11 @@ class TranslationService:
                 _require(duration, "duration", False, "a pair of seconds, (low, high), with 0 <= low <= high")
         for name, rate in ("error_rate", error_rate), ("fault_rate", fault_rate):
             _require(rate, name, _is_number(rate, 0, 1), "a number from 0 to 1")
-        self.jobs: OrderedDict[str, TranslationJob] = OrderedDict()  # a plain dict slows down as its oldest go
+        _require(clock, "clock", clock is None or callable(clock), "a callable that returns seconds")
+        self.jobs: OrderedDict[str, TranslationJob] = OrderedDict()  # a plain dict takes 40 times as long to lose its oldest
         self._error_rate = error_rate
         self._fault_rate = fault_rate
-        self._clock = clock or _wall_clock()
+        self._clock = _wall_clock() if clock is None else clock
         self._dice = random.Random(seed)
         self._fault_dice = random.Random(self._dice.random())  # its own, so that polling changes no later job
         # One lock for everything: what is done under it takes microseconds. A real service has a database.
@@ -227,7 +231,7 @@ class TranslationService:
         _require(outcome, "outcome", outcome is None or outcome in FINAL, "completed or error")
         faults = [faults] if isinstance(faults, (str, int)) else list(faults)
         for fault in faults:
-            fits = fault == "drop" or isinstance(fault, int) and 400 <= fault <= 599
+            fits = fault == "drop" or _is_number(fault, 400, 599, int)
             _require(fault, "faults", fits, "HTTP statuses from 400 to 599, or drop")
         with self._lock:
             # Everything is drawn, used or not, so that a chosen fate changes no other job's.
@@ -261,7 +265,7 @@ class TranslationService:
                 job.polls.append(now - job.created_at)
             before, fault = job.status, None
             if job.faults:
-                fault, *job.faults = job.faults
+                fault, *job.faults = job.faults  # a test may have set a tuple
             elif self._fault_rate and self._fault_dice.random() < self._fault_rate:
                 fault = 503
             else:
@@ -287,8 +291,8 @@ _UNPRINTABLE = {code: f"\\x{code:02x}" for code in (*range(0x20), ord("\\"), *ra
 _ENDPOINTS = "the endpoints are POST /create_job and GET /status/<job_id>"
 
 
-class _Answer(Exception):
-    """An answer other than 200, raised from wherever it is clear that it must be given."""
+class _Refusal(Exception):
+    """An error to answer with, raised wherever it is found. A header's name has an underscore for its hyphen."""
 
     def __init__(self, status: int, sentence: str, **headers: str) -> None:
         super().__init__(sentence)
@@ -313,10 +317,10 @@ def _split_target(target: str) -> tuple[str, str]:
             return parts.path, parts.query
     if target == "*":
         return target, ""
-    raise _Answer(400, f"The target must be a path or an http URL, not {target!r:.80}.")
+    raise _Refusal(400, f"The target must be a path or an http URL, not {target!r:.80}.")
 
 
-class _Head(NamedTuple):
+class _RequestHead(NamedTuple):
     """What the header lines of a request say, as far as it matters here."""
 
     close: bool  # the client wants no second answer on this connection
@@ -325,33 +329,33 @@ class _Head(NamedTuple):
     cors: str  # the headers that a browser's page would like to send
 
 
-def _parse_head(version: str, lines: Sequence[bytes]) -> _Head:
-    """Return what the header lines of a request say, or raise the _Answer for lines that leave it in doubt.
+def _parse_head(version: str, lines: Sequence[bytes]) -> _RequestHead:
+    """Return what the header lines of a request say, or raise the _Refusal for lines that leave it in doubt.
 
     The standard library's parser was made for mail: it mends what it is given and hides that it did. So each line
     is checked as it came, and whatever two servers could understand in two ways is refused: RFC 9112, section 11.
     """
     for line in lines:
         if not _FIELD_LINE.fullmatch(line):
-            raise _Answer(400, f"A header must be a line 'Name: value' in printable characters, not {line!r:.80}.")
+            raise _Refusal(400, f"A header must be a line 'Name: value' in printable characters, not {line!r:.80}.")
     headers = http.client.parse_headers(io.BytesIO(b"".join(lines)), _class=_Headers)
     hosts, lengths, codings, options = (
         [value.strip(" \t") for value in headers.get_all(name, [])]
         for name in ("Host", "Content-Length", "Transfer-Encoding", "Connection")
     )
     if len(hosts) > 1 or not hosts and version == "HTTP/1.1":
-        raise _Answer(400, f"A request must have one Host header, not {len(hosts)}.")
+        raise _Refusal(400, f"A request must have one Host header, not {len(hosts)}.")
     if hosts and not _HOST.fullmatch(hosts[0]):
-        raise _Answer(400, f"Host must be a host name and perhaps a port, not {hosts[0]!r:.80}.")
+        raise _Refusal(400, f"Host must be a host name and perhaps a port, not {hosts[0]!r:.80}.")
     if codings and (lengths or version == "HTTP/1.0"):
-        raise _Answer(400, "Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0.")
+        raise _Refusal(400, "Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0.")
     if codings and [coding.lower() for coding in codings] != ["chunked"]:
-        raise _Answer(400, f"Transfer-Encoding must be chunked, once, not {', '.join(codings)!r:.80}.")
+        raise _Refusal(400, f"Transfer-Encoding must be chunked, once, not {', '.join(codings)!r:.80}.")
     if codings:
-        raise _Answer(411, "A chunked body is not read here: send it with its Content-Length.")
+        raise _Refusal(411, "A chunked body is not read here: send it with its Content-Length.")
     if lengths and not (len(lengths) == 1 and _LENGTH.fullmatch(lengths[0])):
-        raise _Answer(400, f"Content-Length must be given once and in digits, not as {', '.join(lengths)!r:.80}.")
-    return _Head(
+        raise _Refusal(400, f"Content-Length must be given once and in digits, not as {', '.join(lengths)!r:.80}.")
+    return _RequestHead(
         close=version == "HTTP/1.0" or "close" in re.split(r"[ \t,]+", ",".join(options).lower()),
         length=int(lengths[0]) if lengths else 0,
         expect=version == "HTTP/1.1" and headers.get("Expect", "").strip().lower() == "100-continue",
@@ -359,8 +363,39 @@ def _parse_head(version: str, lines: Sequence[bytes]) -> _Head:
     )
 
 
+def _parse_query(query: str, parameters: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
+    """Return the values of a query's parameters, or raise the _Refusal that names the one that is not accepted."""
+    values: dict[str, Any] = {}
+    for name, text in parse_qsl(query, keep_blank_values=True):
+        if name not in parameters:
+            accepted = ", ".join(parameters) or "none"
+            raise _Refusal(400, f"There is no parameter {name!r:.80} here: accepted are {accepted}.")
+        if name in values:
+            raise _Refusal(400, f"{name} must be given once, not again as {text!r:.80}.")
+        values[name] = parameters[name](text)
+    return values
+
+
+def _number(text: str, kind: Callable[[str], float] = float) -> float | str:
+    """Return the number that text is, or text itself, for the service to refuse."""
+    with contextlib.suppress(ValueError):
+        if re.fullmatch("[0-9A-Za-z.+-]+", text):  # float() would take "1_0" and Arabic digits too
+            return kind(text)
+    return text
+
+
+def _faults(text: str) -> list[float | str]:
+    """Return the faults in a list like "503,drop"."""
+    return [_number(fault, int) for fault in text.split(",")]
+
+
 class _Handler(BaseHTTPRequestHandler):
-    """One connection: its requests, one after the other, each read whole and answered once."""
+    """One connection: its requests, one after the other, each read whole and answered once.
+
+    The base class has the loop. For each request it reads the first line into `raw_requestline` and calls
+    `parse_request`, which reads the rest; then `do_GET` or the like, which all are `_serve`, and that finds the
+    endpoint in `_ROUTES` and ends in `_reply`. For a method without a `do_` it calls `send_error` with a 501.
+    """
 
     server: "TrackerServer"
     raw_requestline: bytes
@@ -370,7 +405,7 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # buffered, so that an answer leaves in one packet: gh-108736
     disable_nagle_algorithm = True  # or the second of two pipelined answers waits for the ACK of the first
     _last_head: tuple[str, list[bytes]] = "", []
-    _head: _Head
+    _head: _RequestHead
     _target: tuple[str, str]  # path and query
 
     # Reading a request.
@@ -388,27 +423,27 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self._read_head(line)
             self._read_body()
-        except _Answer as answer:
-            self.send_error(answer.status, str(answer))
+        except _Refusal as refusal:
+            self.send_error(refusal.status, str(refusal))
             return False
         return True
 
     def _read_head(self, line: bytes) -> None:
-        """Read the header lines and set what is known of the request, or raise the _Answer that refuses it."""
+        """Read the header lines and set what is known of the request, or raise the _Refusal that refuses it."""
         parts = _REQUEST_LINE.fullmatch(line)
         if not parts:
-            raise _Answer(400, "A request line must be 'METHOD target HTTP/1.1', with single spaces.")
+            raise _Refusal(400, "A request line must be 'METHOD target HTTP/1.1', with single spaces.")
         self.command, self.path, self.request_version = (part.decode("latin-1") for part in parts.groups())
         if self.request_version not in ("HTTP/1.1", "HTTP/1.0"):
-            raise _Answer(505, f"The version must be HTTP/1.1 or HTTP/1.0, not {self.request_version:.20}.")
+            raise _Refusal(505, f"The version must be HTTP/1.1 or HTTP/1.0, not {self.request_version:.20}.")
         self._target = _split_target(self.path)
         lines: list[bytes] = []
         while (line := self.rfile.readline(LINE_SIZE + 1)) not in (b"\r\n", b"\n"):
             lines.append(line)
             if len(line) > LINE_SIZE or len(lines) >= HEADER_LINES:
-                raise _Answer(431, f"There must be fewer than {HEADER_LINES} headers of {LINE_SIZE} bytes each.")
+                raise _Refusal(431, f"There must be fewer than {HEADER_LINES} headers of {LINE_SIZE} bytes each.")
             if not line:
-                raise _Answer(400, "The request must have an empty line after its headers.")
+                raise _Refusal(400, "The request must have an empty line after its headers.")
         # A poller sends the same headers with every poll: parsing them was half of the work.
         if (self.request_version, lines) != self._last_head:
             self._head = _parse_head(self.request_version, lines)
@@ -425,7 +460,7 @@ class _Handler(BaseHTTPRequestHandler):
             piece = self.rfile.read1(min(left, PIECE))
             left -= len(piece)
             if left and (not piece or self.server.closing.is_set()):
-                raise _Answer(400, f"The body must be as long as its Content-Length: {left} bytes are missing.")
+                raise _Refusal(400, f"The body must be as long as its Content-Length: {left} bytes are missing.")
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Refuse a request and close, for nobody knows where the next one would begin; the base class sends HTML."""
@@ -435,17 +470,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     # Answering it.
 
-    def _answer(self) -> None:
+    def _serve(self) -> None:
         """Answer one well-formed request; the base class calls it by the name of the method, do_GET and so on."""
         try:
             self._route()
-        except _Answer as answer:
-            self._reply(answer.status, {"error_message": str(answer)}, **answer.headers)
+        except _Refusal as refusal:
+            self._reply(refusal.status, {"error_message": str(refusal)}, **refusal.headers)
+        except OSError:
+            raise  # the client hung up in the middle of an answer
         except Exception:
             log.exception("A bug met %r", self.requestline)
             self._reply(500, {"error_message": "The service has a bug: its log has the traceback."})
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = _answer
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = _serve
 
     def _route(self) -> None:
         """Find the endpoint by the path, check method and query, and call it."""
@@ -454,14 +491,14 @@ class _Handler(BaseHTTPRequestHandler):
             if found := route.path.fullmatch(path):
                 break
         else:
-            raise _Answer(404, f"There is nothing at {path!r:.80}: {_ENDPOINTS}.")
+            raise _Refusal(404, f"There is nothing at {path!r:.80}: {_ENDPOINTS}.")
         allow = ", ".join((*route.methods, "OPTIONS"))
         if self.command == "OPTIONS":
             # What a browser asks before a page on another origin may poll: Fetch standard, CORS-preflight.
             cors = {"Access_Control_Allow_Methods": allow, "Access_Control_Allow_Headers": self._head.cors}
             self._reply(204, None, Allow=allow, **cors)
         elif self.command not in route.methods:
-            raise _Answer(405, f"{path!r:.80} takes {allow}, not {self.command}: {_ENDPOINTS}.", Allow=allow)
+            raise _Refusal(405, f"{path!r:.80} takes {allow}, not {self.command}: {_ENDPOINTS}.", Allow=allow)
         else:
             route.endpoint(self, *found.groups(), **_parse_query(query, route.parameters))
 
@@ -470,7 +507,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             job = self.server.service.create_job(**fate)
         except ValueError as error:
-            raise _Answer(400, f"{error}.") from None
+            raise _Refusal(400, f"{error}.") from None
         self._reply(200, {"job_id": job.job_id}, Location=f"/status/{job.job_id}", **self.server.retry_after)
 
     def _job_status(self, job_id: str) -> None:
@@ -478,20 +515,20 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             status, error_message, fault = self.server.service.query_status(job_id)
         except KeyError:
-            raise _Answer(404, f"There is no job {job_id!r:.80}: it was never created, or is forgotten.") from None
+            raise _Refusal(404, f"There is no job {job_id!r:.80}: it was never created, or is forgotten.") from None
         if fault == "drop":
-            self.log_request()
+            self.log_request()  # _reply would have
             self.close_connection = True
         elif fault is not None:
             headers = self.server.retry_after if fault in (429, 503) else {}
-            raise _Answer(int(fault), f"This is a {fault} that was asked for: poll again.", **headers)
+            raise _Refusal(int(fault), f"This is a simulated {fault}: poll again.", **headers)
         elif status == "error":
             self._reply(200, {"status": status, "error_message": error_message})
         else:
             self._reply(200, {"status": status}, **({} if status in FINAL else self.server.retry_after))
 
     def _reply(self, status: int, body: Mapping[str, str | None] | None, **headers: str) -> None:
-        """Write one answer, the only place that does; all that is to be recorded has been before."""
+        """Log and write one answer; what it tells has been recorded, so that the client finds it when it looks."""
         if self.server.latency:
             self.server.closing.wait(self.server.latency)  # a stop cuts it short
         self.log_request(status)
@@ -521,32 +558,6 @@ class _Handler(BaseHTTPRequestHandler):
         log.info("%s - - [%s] %s", self.client_address[0], self.log_date_time_string(), message)
 
 
-def _parse_query(query: str, parameters: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
-    """Return the values of a query's parameters, or raise the _Answer that names the one that is not accepted."""
-    values: dict[str, Any] = {}
-    for name, text in parse_qsl(query, keep_blank_values=True):
-        if name not in parameters:
-            accepted = ", ".join(parameters) or "none"
-            raise _Answer(400, f"There is no parameter {name!r:.80} here: accepted are {accepted}.")
-        if name in values:
-            raise _Answer(400, f"{name} must be given once, not again as {text!r:.80}.")
-        values[name] = parameters[name](text)
-    return values
-
-
-def _number(text: str, kind: Callable[[str], float] = float) -> float | str:
-    """Return the number that text is, or text itself, for the service to refuse."""
-    try:
-        return kind(text)
-    except ValueError:
-        return text
-
-
-def _faults(text: str) -> list[float | str]:
-    """Return the faults in a list like "503,drop"."""
-    return [_number(fault, int) for fault in text.split(",")]
-
-
 class _Route(NamedTuple):
     """One endpoint: its path, its methods, its query parameters with what reads them, and the function to call."""
 
@@ -564,7 +575,7 @@ _ROUTES = (
         _Handler._create_job,
     ),
     _Route(re.compile("/status/([^/]+)"), ("GET", "HEAD"), {}, _Handler._job_status),
-    _Route(re.compile(r"\*"), (), {}, _Handler._answer),  # OPTIONS * asks about the server as a whole
+    _Route(re.compile(r"\*"), (), {}, _Handler.send_error),  # OPTIONS * asks about the server; nothing else gets here
 )
 
 
@@ -596,11 +607,11 @@ class TrackerServer(ThreadingHTTPServer):
         retry_after: int | None = RETRY_AFTER,
     ) -> None:
         host, port = address
-        fits = isinstance(port, int) and 0 <= port <= 65_535
+        fits = _is_number(port, 0, 65_535, int)
         _require(port, "port", fits, "a whole number from 0, which picks a free one, to 65535")
         fits = _is_number(latency, 0, threading.TIMEOUT_MAX)
         _require(latency, "latency", fits, f"a number of seconds from 0 to {threading.TIMEOUT_MAX:.0f}")
-        fits = retry_after is None or isinstance(retry_after, int) and retry_after >= 0
+        fits = retry_after is None or _is_number(retry_after, 0, math.inf, int)
         _require(retry_after, "retry_after", fits, "a whole number of seconds, 0 or more, or None")
         self.service = service
         self.latency = latency
@@ -620,14 +631,14 @@ class TrackerServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """Where the service is, without a slash at the end."""
-        host, port = self._address[:2]
+        host, port = self._address
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     @property
-    def _address(self) -> tuple[Any, ...]:
-        """The address to connect to; not all systems take 'any address' for this machine."""
-        host, *rest = self.server_address
-        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(host), host), *rest
+    def _address(self) -> tuple[str, int]:
+        """The host and port to connect to; not all systems take "any address" for this machine."""
+        host, port = str(self.server_address[0]), self.server_address[1]
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
 
     def __repr__(self) -> str:
         return f"<TrackerServer {self.url}>"
@@ -640,6 +651,8 @@ class TrackerServer(ThreadingHTTPServer):
     # The loop that accepts connections.
 
     def __enter__(self) -> "TrackerServer":
+        if self.closing.is_set():
+            raise RuntimeError("a closed server cannot serve again: create another")
         self._thread = threading.Thread(target=self.serve_forever, name=repr(self), daemon=True)
         self._thread.start()
         return self
@@ -650,13 +663,16 @@ class TrackerServer(ThreadingHTTPServer):
         self.server_close()
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Serve in the caller's thread until `shutdown` is called. It does not wait for poll_interval to end."""
+        """Serve in the caller's thread until `shutdown` is called, which does not wait for poll_interval to end.
+
+        The base class's pair looks for a stop once in poll_interval, and its shutdown hangs if nothing serves.
+        """
         with self._loop, contextlib.suppress(_Stop):
             self.service_actions()
             super().serve_forever(poll_interval)
 
     def service_actions(self) -> None:
-        """End the loop, which calls this each time round, if that has been asked for."""
+        """Leave the loop if a stop was asked for; the loop calls this each time round."""
         if self._stopping:
             self._stopping = False
             raise _Stop
@@ -668,13 +684,20 @@ class TrackerServer(ThreadingHTTPServer):
         """
         self._stopping = True
         if self._loop.locked():
-            with socket.socket(self.address_family) as waker:  # a connection wakes the loop
-                waker.setblocking(False)
-                waker.connect_ex(self._address)
-                with self._loop:
-                    pass
+            with contextlib.suppress(OSError):  # no descriptor is left: the loop wakes after poll_interval
+                socket.create_connection(self._address, GRACE).close()
+            with self._loop:
+                pass
 
     # Connections.
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; without a descriptor for it, wait for one instead of trying again at once."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(0.05)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection from a thread of its own, and remember both."""
@@ -697,7 +720,7 @@ class TrackerServer(ThreadingHTTPServer):
         self.close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log a bug; a client that hangs up is none."""
+        """Log a bug; a client that hangs up (an OSError) is not one."""
         if not isinstance(sys.exc_info()[1], OSError):
             log.exception("A bug met a connection from %s", client_address[0])
 
@@ -708,7 +731,7 @@ class TrackerServer(ThreadingHTTPServer):
         """
         super().server_close()
         self.closing.set()
-        # With its reading side shut, an idle connection is at its end, and a busy one can still send its reply.
+        # Shutting the reading side ends an idle connection and lets a busy one send its reply; then it closes itself.
         for how in (socket.SHUT_RD, socket.SHUT_RDWR):
             deadline = time.monotonic() + GRACE
             for connection in self._connections.values():
@@ -765,13 +788,6 @@ class _LogFile(logging.handlers.RotatingFileHandler):
         return self.lines % 1000 == 1 and super().shouldRollover(record)
 
 
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    """End the program on Ctrl-C or SIGTERM, but only once: a second must not disturb the clean end."""
-    for ignored in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ignored, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C or SIGTERM, and return 0; exit with 2 and one line on standard error if it cannot."""
     parser = _Parser(prog="tracker.py", description=str(__doc__).partition("\n")[0], allow_abbrev=False)
@@ -782,7 +798,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--error-rate", ERROR_RATE, float, "P", "chance that a job ends as error"),
         ("--fault-rate", 0.0, float, "P", "chance that a status query is answered 503"),
         ("--latency", 0.0, float, "S", "seconds before each answer"),
-        ("--retry-after", RETRY_AFTER, int, "S", "whole seconds for that header"),
+        ("--retry-after", RETRY_AFTER, int, "S", "whole seconds for the Retry-After header"),
         ("--seed", None, int, "N", "the same seed gives the same jobs"),
         ("--log-file", "server.log", str, "FILE", "where to append the log"),
     ):
@@ -806,9 +822,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         handler.setFormatter(logging.Formatter("%(levelname)s - %(message)s"))
         log.addHandler(handler)
     log.setLevel(logging.INFO)
+    # A handler that raised KeyboardInterrupt could be interrupted by the next signal; put() may run at any time.
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _interrupt)
-    with contextlib.closing(log_file), contextlib.suppress(KeyboardInterrupt), server:
+        signal.signal(signum, lambda signum, _: signals.put(signum))
+    with contextlib.closing(log_file), server:
         print(
             f"Listening on {server.url} (Ctrl-C to stop). To create a job and to poll it:",
             f"  curl -X POST {server.url}/create_job",
@@ -816,10 +834,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             sep="\n",
             flush=True,
         )
-        while True:
-            time.sleep(3600)  # interruptible everywhere, which on Windows other ways of waiting are not
+        while signals.empty():
+            with contextlib.suppress(queue.Empty):
+                signals.get(timeout=0.5)  # on Windows, Ctrl-C does not end the wait
+                break
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    os._exit(status)  # without waiting for a thread that writes to a console that nobody reads
