@@ -292,9 +292,9 @@ _ENDPOINTS = "the endpoints are POST /create_job and GET /status/<job_id>"
 
 
 class _Refusal(Exception):
-    """An error to answer with, raised wherever it is found. A header's name has an underscore for its hyphen."""
+    """An error to answer with, raised wherever it is found."""
 
-    def __init__(self, status: int, sentence: str, **headers: str) -> None:
+    def __init__(self, status: int, sentence: str, headers: Mapping[str, str] = {}) -> None:
         super().__init__(sentence)
         self.status, self.headers = status, headers
 
@@ -473,7 +473,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self._route()
         except _Refusal as refusal:
-            self._reply(refusal.status, {"error_message": str(refusal)}, **refusal.headers)
+            self._reply(refusal.status, {"error_message": str(refusal)}, refusal.headers)
         except OSError:
             raise  # the client hung up in the middle of an answer
         except Exception:
@@ -493,10 +493,10 @@ class _Handler(BaseHTTPRequestHandler):
         allow = ", ".join((*route.methods, "OPTIONS"))
         if self.command == "OPTIONS":
             # What a browser asks before a page on another origin may poll: Fetch standard, CORS-preflight.
-            cors = {"Access_Control_Allow_Methods": allow, "Access_Control_Allow_Headers": self._head.cors}
-            self._reply(204, None, Allow=allow, **cors)
+            cors = {"Access-Control-Allow-Methods": allow, "Access-Control-Allow-Headers": self._head.cors}
+            self._reply(204, None, {"Allow": allow, **cors})
         elif self.command not in route.methods:
-            raise _Refusal(405, f"{path!r:.80} takes {allow}, not {self.command}: {_ENDPOINTS}.", Allow=allow)
+            raise _Refusal(405, f"{path!r:.80} takes {allow}, not {self.command}: {_ENDPOINTS}.", {"Allow": allow})
         else:
             route.endpoint(self, *found.groups(), **_parse_query(query, route.parameters))
 
@@ -506,7 +506,7 @@ class _Handler(BaseHTTPRequestHandler):
             job = self.server.service.create_job(**fate)
         except ValueError as error:
             raise _Refusal(400, f"{error}.") from None
-        self._reply(200, {"job_id": job.job_id}, Location=f"/status/{job.job_id}", **self.server.retry_after)
+        self._reply(200, {"job_id": job.job_id}, {"Location": f"/status/{job.job_id}", **self.server.come_back})
 
     def _job_status(self, job_id: str) -> None:
         """GET /status/<job_id>"""
@@ -518,26 +518,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.log_request()  # _reply would have
             self.close_connection = True
         elif fault is not None:
-            headers = self.server.retry_after if fault in (429, 503) else {}
-            raise _Refusal(int(fault), f"This is a simulated {fault}: poll again.", **headers)
+            come_back = self.server.come_back if fault in (429, 503) else {}
+            raise _Refusal(int(fault), f"This is a simulated {fault}: poll again.", come_back)
         elif status == "error":
             self._reply(200, {"status": status, "error_message": error_message})
         else:
-            self._reply(200, {"status": status}, **({} if status in FINAL else self.server.retry_after))
+            self._reply(200, {"status": status}, {} if status in FINAL else self.server.come_back)
 
-    def _reply(self, status: int, body: Mapping[str, str | None] | None, **headers: str) -> None:
+    def _reply(
+        self, status: int, body: Mapping[str, str | None] | None, headers: Mapping[str, str] = {}
+    ) -> None:
         """Log and write one answer; what it tells has been recorded, so that the client finds it when it looks."""
         if self.server.latency:
             self.server.closing.wait(self.server.latency)  # a stop cuts it short
         self.log_request(status)
-        content = b""
-        if body is not None:  # RFC 9110, section 8.6: no Content-Length in a 204
-            content = json.dumps(body).encode()
-            headers["Content_Type"] = "application/json"
-            headers["Content_Length"] = str(len(content))
-        if self.close_connection:
-            headers["Connection"] = "close"
-        # One write, so one packet: a client waits 40 ms for a second one (gh-108736).
+        content = b"" if body is None else json.dumps(body).encode()
         lines = [
             f"{self.protocol_version} {status} {self.responses.get(status, ('',))[0]}",
             f"Server: {self.version_string()}",
@@ -545,15 +540,24 @@ class _Handler(BaseHTTPRequestHandler):
             "Cache-Control: no-store",
             "Access-Control-Allow-Origin: *",
             "Access-Control-Expose-Headers: Location, Retry-After",
-            *[f"{name.replace('_', '-')}: {value}" for name, value in headers.items()],
-            "\r\n",
+            *[f"{name}: {value}" for name, value in headers.items()],
         ]
-        self.wfile.write("\r\n".join(lines).encode("latin-1") + (b"" if self.command == "HEAD" else content))
+        if body is not None:  # a 204 has no Content-Length: RFC 9110, section 8.6
+            lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
+        if self.close_connection:
+            lines += ["Connection: close"]
+        answer = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        if self.command != "HEAD":
+            answer += content
+        self.wfile.write(answer)  # at once: a client waits 40 ms for a second packet (gh-108736)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log as the base class does, but to our log; whatever could forge a line is escaped."""
         message = (format % args).translate(_UNPRINTABLE)
         log.info("%s - - [%s] %s", self.client_address[0], self.log_date_time_string(), message)
+
+    def log_error(self, format: str, *args: Any) -> None:
+        """Log nothing: the base class calls this for a client that is silent for CLIENT_TIMEOUT, which is no error."""
 
 
 class _Route(NamedTuple):
@@ -613,7 +617,7 @@ class TrackerServer(ThreadingHTTPServer):
         _require(retry_after, "retry_after", fits, "a whole number of seconds, 0 or more, or None")
         self.service = service
         self.latency = latency
-        self.retry_after = {} if retry_after is None else {"Retry_After": str(retry_after)}
+        self.come_back = {} if retry_after is None else {"Retry-After": str(retry_after)}  # headers
         self.closing = threading.Event()  # set when no connection may have another request
         self._connections: dict[threading.Thread, socket.socket] = {}
         self._stopping = False  # asks the loop to end
@@ -818,6 +822,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         handler.setFormatter(logging.Formatter("%(levelname)s - %(message)s"))
         log.addHandler(handler)
     log.setLevel(logging.INFO)
+    # What no line of ours shows need not be found out for each: logging HOWTO, "Optimization".
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     # A handler that raised KeyboardInterrupt could be interrupted by the next signal; put() may run at any time.
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for signum in (signal.SIGINT, signal.SIGTERM):
