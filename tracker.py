@@ -788,8 +788,8 @@ class _LogFile(logging.handlers.RotatingFileHandler):
         return self.lines % 1000 == 1 and super().shouldRollover(record)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until Ctrl-C or SIGTERM, and return 0; exit with 2 and one line on standard error if it cannot."""
+def _command_line() -> _Parser:
+    """Return the parser of the command line."""
     parser = _Parser(prog="tracker.py", description=str(__doc__).partition("\n")[0], allow_abbrev=False)
     for option, default, kind, metavar, meaning in (
         ("--host", "127.0.0.1", str, "HOST", "address to listen on"),
@@ -805,6 +805,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs = len(metavar) if isinstance(metavar, tuple) else None
         meaning += " (default %(default)s)"
         parser.add_argument(option, default=default, type=kind, metavar=metavar, nargs=nargs, help=meaning)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until Ctrl-C or SIGTERM, and return 0; exit with 2 and one line on standard error if it cannot."""
+    parser = _command_line()
     options = vars(parser.parse_args(argv))
     log_name = options.pop("log_file")
     try:
@@ -837,7 +843,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sep="\n",
             flush=True,
         )
-        while signals.empty():
+        while True:
             with contextlib.suppress(queue.Empty):
                 signals.get(timeout=0.5)  # on Windows, Ctrl-C does not end the wait
                 break
