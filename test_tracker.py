@@ -806,6 +806,16 @@ def test_a_refusal_arrives_although_the_client_is_still_sending(server):
     assert answer.status == 400
 
 
+def test_a_refused_client_that_never_stops_sending_is_cut_off(clock, monkeypatch):
+    monkeypatch.setattr(tracker, "GRACE", 0.05)
+    with tracker.create_server(clock=clock) as server, raw(server) as client:
+        client.sendall(b"nonsense\r\n")
+        with pytest.raises(ConnectionError):
+            for _ in range(1000):
+                client.sendall(b"x")
+                time.sleep(0.001)
+
+
 def test_a_client_that_hangs_up_resets_or_stalls_is_no_error(clock, monkeypatch, capfd, lines):
     monkeypatch.setattr(tracker._Handler, "timeout", 0.05)
     with tracker.create_server(clock=clock) as server:
@@ -1133,6 +1143,7 @@ def test_a_signal_ends_it_cleanly_whoever_is_connected(tmp_path, signum):
         (["--error-rate", "2"], "error_rate must be a number from 0 to 1, not 2.0"),
         (["--duration", "9", "1"], "duration must be a pair of seconds, (low, high), with 0 <= low <= high, not [9.0, 1.0]"),
         (["--retry-after", "soon"], "argument --retry-after: invalid int value: 'soon'"),
+        (["--se", "1"], "unrecognized arguments: --se 1"),
         (["--speed", "2"], "unrecognized arguments: --speed 2"),
         (["--port", "0", "--log-file", "missing/server.log"], "cannot write the log missing/server.log: "),
     ],
@@ -1151,7 +1162,7 @@ def test_what_cannot_be_done_is_one_line_and_status_2(server, capsys, options, w
 
 def test_the_log_is_kept_from_growing_without_bound(tmp_path, monkeypatch):
     monkeypatch.setattr(tracker, "LOG_SIZE", 1000)
-    log_file = tracker._LogFile(tmp_path / "server.log", maxBytes=1000, backupCount=1, encoding="utf-8")
+    log_file = tracker._LogFile(tmp_path / "server.log")
     with contextlib.closing(log_file):
         for number in range(3000):
             log_file.handle(logging.makeLogRecord({"msg": f"{number:099}"}))

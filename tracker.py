@@ -598,7 +598,6 @@ class TrackerServer(ThreadingHTTPServer):
     request_queue_size = 1024  # connections that wait to be accepted; 5, the default, loses some of a burst
     allow_reuse_address = os.name != "nt"  # restart at once; on Windows it would let two servers share a port: gh-85307
     allow_reuse_port = False  # 3.14 pre-releases let two servers share a port: gh-127319
-    daemon_threads = True  # a program that forgets to close the server can still end
 
     def __init__(
         self,
@@ -701,7 +700,8 @@ class TrackerServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection from a thread of its own, and remember both."""
-        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
+        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address))
+        thread.daemon = True  # a program that forgets to close the server can still end
         thread.start()
         self._connections = {t: s for t, s in self._connections.items() if t.is_alive()}
         self._connections[thread] = request
@@ -782,6 +782,9 @@ class _LogFile(logging.handlers.RotatingFileHandler):
 
     lines = 0
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name, maxBytes=LOG_SIZE, backupCount=1, encoding="utf-8")
+
     def shouldRollover(self, record: logging.LogRecord) -> int:
         """Look at the size once in 1,000 lines: to look each time took a tenth of the time of a request."""
         self.lines += 1
@@ -820,7 +823,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     try:
-        log_file = _LogFile(log_name, maxBytes=LOG_SIZE, backupCount=1, encoding="utf-8")
+        log_file = _LogFile(log_name)
     except OSError as error:
         server.server_close()
         parser.error(f"cannot write the log {log_name}: {error.strerror}")
