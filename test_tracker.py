@@ -724,6 +724,7 @@ def test_an_answer_is_one_packet_and_waits_for_no_other(server):
     with raw(server) as client:
         client.sendall(head())
         first = client.recv(65536)
+        wait_until(lambda: server._connections)
         (connection,) = server._connections.values()
 
         assert first.endswith(b"}")
