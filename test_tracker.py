@@ -469,6 +469,21 @@ def test_any_error_status_may_be_a_fault_known_or_not(server, status):
     assert ask(server, "GET", f"/status/{create(server, f'?faults={status}')}").status == status
 
 
+def test_faults_may_be_added_to_the_list_that_a_test_holds(service):
+    job = service.create_job(faults=[503])
+    faults = job.faults
+    service.query_status(job.job_id)
+    faults.append(429)
+
+    assert service.query_status(job.job_id)[2] == 429
+
+
+def test_a_long_request_is_one_short_line_in_the_log(server, lines):
+    ask(server, "GET", "/" + "x" * 60_000)
+
+    assert len(lines()[0]) < 2100
+
+
 def test_every_field_may_be_set_between_two_polls(server, clock):
     job_id = create(server)
     job = server.jobs[job_id]
@@ -500,6 +515,7 @@ def test_every_field_may_be_set_between_two_polls(server, clock):
         ({"retry_after": -1}, "retry_after must be a whole number"),
         ({"retry_after": True}, "retry_after must be a whole number"),
         ({"duration": (0, 10**400)}, "duration must be a pair"),
+        ({"port": 10**5000}, "port must be a whole number from 0, which picks a free one, to 65535, not a very long"),
         ({"clock": 3}, "clock must be a callable that returns seconds, not 3"),
         ({"port": 65536}, "port must be a whole number from 0, which picks a free one, to 65535, not 65536"),
     ],
@@ -1144,6 +1160,7 @@ def test_a_signal_ends_it_cleanly_whoever_is_connected(tmp_path, signum):
         (["--error-rate", "2"], "error_rate must be a number from 0 to 1, not 2.0"),
         (["--duration", "9", "1"], "duration must be a pair of seconds, (low, high), with 0 <= low <= high, not [9.0, 1.0]"),
         (["--retry-after", "soon"], "argument --retry-after: invalid int value: 'soon'"),
+        (["--a\nb", "1"], r"unrecognized arguments: --a\x0ab 1"),
         (["--se", "1"], "unrecognized arguments: --se 1"),
         (["--speed", "2"], "unrecognized arguments: --speed 2"),
         (["--port", "0", "--log-file", "missing/server.log"], "cannot write the log missing/server.log: "),

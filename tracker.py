@@ -63,13 +63,14 @@ Fault = int | str  # an HTTP status from 400 to 599, or "drop"
 DURATION = (5.0, 15.0)  # seconds, from and to
 ERROR_RATE = 0.1  # often enough that nobody forgets to handle it
 RETRY_AFTER = 1  # whole seconds, all that the header can say
-JOBS_KEPT = 100_000  # about 50 MB; a real service forgets too, by age
+JOBS_KEPT = 100_000  # about 50 MB, not yet polled; a real service forgets too, by age
 POLLS_KEPT = 1_000  # of each job: enough to see any schedule, not enough for a stuck client to fill the memory
 CLIENT_TIMEOUT = 30  # seconds of silence after which a connection is closed
 GRACE = 1.0  # seconds that a client gets to read its last answer before the connection is cut
 LINE_SIZE = 65_536  # bytes, of the request line and of each header, as in the standard library
 HEADER_LINES = 100  # too many, as in the standard library
 PIECE = 65_536  # bytes of a request body in memory at a time
+LOG_LINE = 2_000  # characters of a request in the log, so that long ones do not fill it between two looks at its size
 LOG_SIZE = 10_000_000  # bytes of server.log before it becomes server.log.1
 
 FINAL = ("completed", "error")
@@ -94,7 +95,11 @@ def _is_number(value: object, low: float, high: float, kind: Any = (int, float))
 def _require(given: object, name: str, fits: bool, accepted: str) -> None:
     """Raise the ValueError that says what was given and what is accepted, unless it fits."""
     if not fits:
-        raise ValueError(f"{name} must be {accepted}, not {given!r:.80}")
+        try:
+            shown = f"{given!r:.80}"
+        except ValueError:  # Python writes no int of more than 4,300 digits
+            shown = "a very long number"
+        raise ValueError(f"{name} must be {accepted}, not {shown}")
 
 
 # --- The job: what it is, and how time changes it -------------------------------------------------------------
@@ -205,7 +210,7 @@ class TranslationService:
         for name, rate in ("error_rate", error_rate), ("fault_rate", fault_rate):
             _require(rate, name, _is_number(rate, 0, 1), "a number from 0 to 1")
         _require(clock, "clock", clock is None or callable(clock), "a callable that returns seconds")
-        self.jobs: OrderedDict[str, TranslationJob] = OrderedDict()  # a plain dict takes 40 times as long to lose its oldest
+        self.jobs: OrderedDict[str, TranslationJob] = OrderedDict()  # a plain dict is slow to lose its oldest
         self._error_rate = error_rate
         self._fault_rate = fault_rate
         self._clock = _wall_clock() if clock is None else clock
@@ -224,7 +229,7 @@ class TranslationService:
         faults    what the first status queries get instead of an answer, in turn: an int from 400 to 599 is
                   that status, "drop" a closed connection
 
-        Raises ValueError for anything else.
+        Raises ValueError for any other value.
         """
         fits = duration is None or _is_number(duration, 0, math.inf)
         _require(duration, "duration", fits, "a number of seconds, 0 or more, or inf for a job that never ends")
@@ -265,7 +270,8 @@ class TranslationService:
                 job.polls.append(now - job.created_at)
             before, fault = job.status, None
             if job.faults:
-                fault, *job.faults = job.faults  # a test may have set a tuple
+                job.faults = job.faults if isinstance(job.faults, list) else list(job.faults)  # a test may set any
+                fault = job.faults.pop(0)
             elif self._fault_rate and self._fault_dice.random() < self._fault_rate:
                 fault = 503
             else:
@@ -553,7 +559,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log as the base class does, but to our log; whatever could forge a line is escaped."""
-        message = (format % args).translate(_UNPRINTABLE)
+        message = f"{(format % args).translate(_UNPRINTABLE):.{LOG_LINE}}"
         log.info("%s - - [%s] %s", self.client_address[0], self.log_date_time_string(), message)
 
     def log_error(self, format: str, *args: Any) -> None:
@@ -774,7 +780,7 @@ def create_server(
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line, without the usage."""
-        self.exit(2, f"tracker.py: {message}\n")
+        self.exit(2, f"tracker.py: {message.translate(_UNPRINTABLE)}\n")
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):
