@@ -86,11 +86,10 @@ def raw(server):
         yield client
 
 
-def send(server, *pieces):
+def send(server, request):
     """Send raw bytes and return the answers to them, read until the server closes."""
     with raw(server) as client:
-        for piece in pieces:
-            client.sendall(piece)
+        client.sendall(request)
         client.shutdown(socket.SHUT_WR)
         return read_answers(client)
 
@@ -409,7 +408,7 @@ def test_a_clock_that_fails_costs_one_answer_and_nothing_else(server, lines):
 # --- Choosing a fate ------------------------------------------------------------------------------------------
 
 
-def test_a_fate_may_be_chosen_in_any_mixture(server, clock):
+def test_a_fate_may_be_chosen_in_any_mixture(server):
     job = server.jobs[create(server, "?duration=3&outcome=error&faults=503,drop,429")]
 
     assert (job.duration, job.outcome, job.faults) == (3, "error", [503, "drop", 429])

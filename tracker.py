@@ -276,14 +276,16 @@ class TranslationService:
                 fault = 503
             else:
                 job.update_status(now)
-            after = job.status, job.error_message, fault
-            metrics = job.requests, job.status, job.total_time, job.delay
+            after = job.status
+            answer = after, job.error_message, fault
+            ended = after != before and after in FINAL
+            metrics = (job.requests, after, job.total_time, job.delay) if ended else None
         # Logged outside the lock: nobody waits for somebody else's line.
-        if after[0] != before:
-            log.info("Job %s: %s -> %s", job_id, before, after[0])
-            if after[0] in FINAL:
-                log.info("Translation metrics - Requests: %d, Status: %s, Total time: %.2fs, Delay: %.2fs", *metrics)
-        return after
+        if after != before:
+            log.info("Job %s: %s -> %s", job_id, before, after)
+        if metrics:
+            log.info("Translation metrics - Requests: %d, Status: %s, Total time: %.2fs, Delay: %.2fs", *metrics)
+        return answer
 
 
 # --- HTTP: what a request must be, and what it gets -----------------------------------------------------------
@@ -449,7 +451,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refusal(431, f"There must be fewer than {HEADER_LINES} headers of {LINE_SIZE} bytes each.")
             if not line:
                 raise _Refusal(400, "The request must have an empty line after its headers.")
-        # A poller sends the same headers with every poll: parsing them was half of the work.
+        # A poller sends the same headers with every poll: parsing them was two fifths of the work.
         if (self.request_version, lines) != self._last_head:
             self._head = _parse_head(self.request_version, lines)
             self._last_head = self.request_version, lines
