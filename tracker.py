@@ -85,14 +85,14 @@ log = logging.getLogger("tracker")
 
 
 def _is_number(value: object, low: float, high: float, kind: Any = (int, float)) -> bool:
-    """Whether value is a number of that kind from low to high, which a NaN, a bool and an int beyond all floats are not."""
+    """Whether value is a number of that kind from low to high; a NaN, a bool and an int beyond all floats are not."""
     with contextlib.suppress(OverflowError):
         return isinstance(value, kind) and not isinstance(value, bool) and low <= float(value) <= high
     return False
 
 
 def _unusable(name: str, given: object, accepted: str) -> ValueError:
-    """The error that says which value is unusable, what was given and what is accepted."""
+    """Return the error that says which value is unusable, what was given and what is accepted."""
     return ValueError(f"{name} must be {accepted}, not {given!r:.80}")
 
 
@@ -350,7 +350,7 @@ def _parse_head(version: str, lines: tuple[bytes, ...]) -> _RequestHead:
         [value.strip(" \t") for value in headers.get_all(name, [])]
         for name in ("Host", "Content-Length", "Transfer-Encoding", "Connection")
     )
-    if len(hosts) > 1 or not hosts and version == "HTTP/1.1":
+    if len(hosts) > 1 or (not hosts and version == "HTTP/1.1"):
         raise _Refusal(400, f"A request must have one Host header, not {len(hosts)}.")
     if hosts and not _HOST.fullmatch(hosts[0]):
         raise _Refusal(400, f"Host must be a host name and perhaps a port, not {hosts[0]!r:.80}.")
@@ -422,10 +422,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     The base class has the loop. For each request it reads the first line into `raw_requestline` and calls
     `parse_request`, which reads the rest; then `do_GET` or the like, which all are `_serve`, and that finds the
-    endpoint in `_ROUTES` and ends in `_reply`. For a method without a `do_` it calls `send_error` with a 501.
+    endpoint in `_ROUTES` and ends in `_reply`.
     """
 
-    server: "TrackerServer"
+    server: "TrackerServer"  # the next section; it has the service
     raw_requestline: bytes
     protocol_version = "HTTP/1.1"  # keep-alive
     server_version = "tracker"
@@ -462,6 +462,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.command, self.path, self.request_version = (part.decode("latin-1") for part in parts.groups())
         if self.request_version not in ("HTTP/1.1", "HTTP/1.0"):
             raise _Refusal(505, f"The version must be HTTP/1.1 or HTTP/1.0, not {self.request_version:.20}.")
+        if not hasattr(self, f"do_{self.command}"):
+            raise _Refusal(501, f"There is no method {self.command!r:.80}: {_ENDPOINTS}.")
         self._target = _split_target(self.path)
         lines: list[bytes] = []
         while (line := self.rfile.readline(LINE_SIZE + 1)) not in (b"\r\n", b"\n"):
@@ -683,7 +685,7 @@ class TrackerServer(ThreadingHTTPServer):
             pass
 
     def _ask_to_stop(self) -> None:
-        """Make `serve_forever` return soon; a signal handler may call this, as it waits for nothing."""
+        """Make `serve_forever` return soon; a signal handler may call this, for it takes no lock."""
         self._stopping = True
         with contextlib.suppress(OSError):  # without a descriptor for it, the loop wakes after poll_interval
             socket.create_connection(self._address, GRACE).close()
@@ -781,7 +783,7 @@ class _LogFile(logging.handlers.RotatingFileHandler):
     """server.log, which becomes server.log.1 when it is full."""
 
     def shouldRollover(self, record: logging.LogRecord) -> bool:
-        """Ask the open file how long it is: the base class asks by name before each line, a fifth of a request's time."""
+        """Ask the open file for its length; the base class looks it up by name, a fifth of a request's time."""
         return self.stream is not None and self.stream.seekable() and self.stream.tell() > self.maxBytes
 
 
@@ -800,8 +802,8 @@ def _command_line() -> _Parser:
         ("--log-file", "server.log", str, "FILE", "where to append the log"),
     ):
         nargs = len(metavar) if isinstance(metavar, tuple) else None
-        meaning += " (default %(default)s)"
-        parser.add_argument(option, default=default, type=kind, metavar=metavar, nargs=nargs, help=meaning)
+        described = f"{meaning} (default %(default)s)"
+        parser.add_argument(option, default=default, type=kind, metavar=metavar, nargs=nargs, help=described)
     return parser
 
 
@@ -828,8 +830,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What no line of ours shows need not be found out for each: logging HOWTO, "Optimization".
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    for signum in (signal.SIGINT, signal.SIGTERM):  # both, as a script's background jobs ignore SIGINT
-        # It raises nothing: a KeyboardInterrupt could strike anywhere, the second one in the midst of the clean-up.
+    for signum in (signal.SIGINT, signal.SIGTERM):  # also where a script started this with SIGINT ignored
+        # Not a KeyboardInterrupt: that may strike anywhere, and a second one in the midst of the clean-up.
         signal.signal(signum, lambda *_: server._ask_to_stop())
     print(
         f"Listening on {server.url} (Ctrl-C to stop). To create a job and to poll it:",
