@@ -66,7 +66,7 @@ RETRY_AFTER = 1  # whole seconds, all that the header can say
 JOBS_KEPT = 100_000  # about 50 MB, not yet polled; a real service forgets too, by age
 POLLS_KEPT = 1_000  # of each job: enough to see any schedule, not enough for a stuck client to fill the memory
 CLIENT_TIMEOUT = 30  # seconds of silence after which a connection is closed
-GRACE = 1.0  # seconds that a client gets to read its last answer before the connection is cut
+GRACE = 1.0  # seconds that a step of closing may take: mostly for a client to read its last answer
 LINE_SIZE = 65_536  # bytes, of the request line and of each header, as in the standard library
 HEADER_LINES = 100  # too many, as in the standard library
 PIECE = 65_536  # bytes of a request body in memory at a time
@@ -165,7 +165,7 @@ class ManualClock:
 
 
 def _wall_clock(wall: Clock = time.time, monotonic: Clock = time.monotonic) -> Clock:
-    """Return a clock that reads like a Unix timestamp but that no clock step moves.
+    """Return a clock that reads like a Unix timestamp but does not jump when the system's clock is set.
 
     The defaults are bound at import, out of reach of libraries that replace the functions of `time` later.
     """
@@ -268,9 +268,9 @@ class TranslationService:
                 job.polls.append(now - job.created_at)
             before, fault = job.status, None
             if job.faults:
-                job.faults = job.faults if isinstance(job.faults, list) else list(job.faults)  # a test may set any
+                job.faults = job.faults if isinstance(job.faults, list) else list(job.faults)  # a test may set a tuple
                 fault = job.faults.pop(0)
-            elif self._fault_rate and self._fault_dice.random() < self._fault_rate:
+            elif self._fault_dice.random() < self._fault_rate:
                 fault = 503
             else:
                 job.update_status(now)
@@ -293,12 +293,13 @@ _REQUEST_LINE = re.compile(rb"(%s) ([!-~\x80-\xff]+) (HTTP/[0-9.]+)\r?\n" % _TOK
 _FIELD_LINE = re.compile(rb"%s:[\t -~\x80-\xff]*\r?\n" % _TOKEN)  # RFC 9112, section 5; folded lines are obsolete
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.~_!$&'()*+;=%-]+)(:[0-9]*)?")  # RFC 9110, section 7.2
 _LENGTH = re.compile(r"[0-9]{1,18}")  # RFC 9112, section 6.3; int() would take "+5", "5_0" and Arabic digits
-_UNPRINTABLE = {code: f"\\x{code:02x}" for code in (*range(0x20), ord("\\"), *range(0x7F, 0xA0))}
+# A backslash too, so that a logged \x0a is always a control character.
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), ord("\\"), *range(0x7F, 0xA0))}
 _ENDPOINTS = "the endpoints are POST /create_job and GET /status/<job_id>"
 
 
 class _Refusal(Exception):
-    """An error to answer with, raised wherever it is found."""
+    """An error to answer with, raised wherever it is found; while the request is being read, it ends the connection."""
 
     def __init__(self, status: int, sentence: str, headers: Mapping[str, str] = {}) -> None:
         super().__init__(sentence)
@@ -402,7 +403,7 @@ class _Route(NamedTuple):
     path: re.Pattern[str]
     methods: tuple[str, ...]
     parameters: Mapping[str, Callable[[str], Any]]  # of the query, each with what reads it
-    endpoint: str  # the method of _Handler that answers
+    answer: str  # the name of the function of _Handler for it
 
 
 _ROUTES = (
@@ -432,19 +433,19 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = CLIENT_TIMEOUT
     disable_nagle_algorithm = True  # or the second of two pipelined answers waits for the ACK of the first
     _head: _RequestHead
-    _target: tuple[str, str]  # path and query
 
     # Reading a request.
 
     def parse_request(self) -> bool:
-        """Read the rest of what raw_requestline began; return False if it has been refused instead.
+        """Read the rest of what raw_requestline began; return False if there is nothing to answer, or no more.
 
         This replaces the base class's method, which takes HTTP/0.9, ambiguous headers and folded lines.
         """
         line = self.raw_requestline
-        self.requestline, self.command = line.decode("latin-1").rstrip("\r\n"), ""
+        self.requestline = line.decode("latin-1").rstrip("\r\n")
+        self.command = ""  # or a HEAD before this one would take the body from a refusal
         if line in (b"\r\n", b"\n"):  # RFC 9112, section 2.2: ignore an empty line before a request
-            self.close_connection = False
+            self.close_connection = False  # the base class's loop goes on with the next line
             return False
         try:
             self._read_head(line)
@@ -459,12 +460,12 @@ class _Handler(BaseHTTPRequestHandler):
         parts = _REQUEST_LINE.fullmatch(line)
         if not parts:
             raise _Refusal(400, "A request line must be 'METHOD target HTTP/1.1', with single spaces.")
-        self.command, self.path, self.request_version = (part.decode("latin-1") for part in parts.groups())
+        self.command, target, self.request_version = (part.decode("latin-1") for part in parts.groups())
         if self.request_version not in ("HTTP/1.1", "HTTP/1.0"):
             raise _Refusal(505, f"The version must be HTTP/1.1 or HTTP/1.0, not {self.request_version:.20}.")
         if not hasattr(self, f"do_{self.command}"):
             raise _Refusal(501, f"There is no method {self.command!r:.80}: {_ENDPOINTS}.")
-        self._target = _split_target(self.path)
+        self.path, self._query = _split_target(target)
         lines: list[bytes] = []
         while (line := self.rfile.readline(LINE_SIZE + 1)) not in (b"\r\n", b"\n"):
             lines.append(line)
@@ -489,8 +490,8 @@ class _Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Refuse a request and close, for nobody knows where the next one would begin; the base class sends HTML."""
         self.close_connection = True
-        sentence = message or f"The request line must be at most {LINE_SIZE} bytes long"  # only a 414 comes without
-        self._reply(code, {"error_message": sentence.rstrip(".") + "."})
+        sentence = message or f"The request line must be at most {LINE_SIZE} bytes long."  # only a 414 comes without
+        self._reply(code, {"error_message": sentence})
 
     # Answering it.
 
@@ -510,21 +511,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _route(self) -> None:
         """Find the endpoint by the path, check method and query, and call it."""
-        path, query = self._target
         for route in _ROUTES:
-            if found := route.path.fullmatch(path):
+            if found := route.path.fullmatch(self.path):
                 break
         else:
-            raise _Refusal(404, f"There is nothing at {path!r:.80}: {_ENDPOINTS}.")
+            raise _Refusal(404, f"There is nothing at {self.path!r:.80}: {_ENDPOINTS}.")
         allow = ", ".join((*route.methods, "OPTIONS"))
         if self.command == "OPTIONS":
             # What a browser asks before a page on another origin may poll: Fetch standard, CORS-preflight.
             cors = {"Access-Control-Allow-Methods": allow, "Access-Control-Allow-Headers": self._head.cors}
             self._reply(204, None, {"Allow": allow, **cors})
         elif self.command not in route.methods:
-            raise _Refusal(405, f"{path!r:.80} takes {allow}, not {self.command}: {_ENDPOINTS}.", {"Allow": allow})
+            raise _Refusal(405, f"{self.path!r:.80} takes {allow}, not {self.command}.", {"Allow": allow})
         else:
-            getattr(self, route.endpoint)(*found.groups(), **_parse_query(query, route.parameters))
+            getattr(self, route.answer)(*found.groups(), **_parse_query(self._query, route.parameters))
 
     def _create_job(self, **fate: Any) -> None:
         """POST /create_job"""
@@ -532,7 +532,7 @@ class _Handler(BaseHTTPRequestHandler):
             job = self.server.service.create_job(**fate)
         except ValueError as error:
             raise _Refusal(400, f"{error}.") from None
-        self._reply(200, {"job_id": job.job_id}, {"Location": f"/status/{job.job_id}", **self.server.come_back})
+        self._reply(200, {"job_id": job.job_id}, {"Location": f"/status/{job.job_id}", **self.server.retry_header})
 
     def _job_status(self, job_id: str) -> None:
         """GET /status/<job_id>"""
@@ -544,23 +544,23 @@ class _Handler(BaseHTTPRequestHandler):
             self.log_request()  # _reply would have
             self.close_connection = True
         elif fault is not None:
-            come_back = self.server.come_back if fault in (429, 503) else {}
-            raise _Refusal(int(fault), f"This is a simulated {fault}: poll again.", come_back)
+            retry_header = self.server.retry_header if fault in (429, 503) else {}
+            raise _Refusal(int(fault), f"This is a simulated {fault}: poll again.", retry_header)
         elif status == "error":
             self._reply(200, {"status": status, "error_message": error_message})
         else:
-            self._reply(200, {"status": status}, {} if status in FINAL else self.server.come_back)
+            self._reply(200, {"status": status}, {} if status in FINAL else self.server.retry_header)
 
     def _reply(
         self, status: int, body: Mapping[str, str | None] | None, headers: Mapping[str, str] = {}
     ) -> None:
-        """Log and write one answer; what it tells has been recorded, so that the client finds it when it looks."""
+        """Log and write one answer; the job was updated before, so a client that has it finds that in `server.jobs`."""
         if self.server.latency:
             self.server.closing.wait(self.server.latency)  # a stop cuts it short
         self.log_request(status)
         content = b"" if body is None else json.dumps(body).encode()
         lines = [
-            f"{self.protocol_version} {status} {self.responses.get(status, ('',))[0]}",
+            f"{self.protocol_version} {status} {http.client.responses.get(status, '')}",
             f"Server: {self.version_string()}",
             f"Date: {self.date_time_string()}",
             "Cache-Control: no-store",
@@ -579,7 +579,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log as the base class does, but to our log; whatever could forge a line is escaped."""
-        message = (format % args).translate(_UNPRINTABLE)
+        message = (format % args).translate(_ESCAPES)
         log.info("%s - - [%s] %s", self.client_address[0], self.log_date_time_string(), message)
 
     def log_error(self, format: str, *args: Any) -> None:
@@ -617,11 +617,11 @@ class TrackerServer(ThreadingHTTPServer):
             raise _unusable("retry_after", retry_after, "a whole number of seconds, 0 or more, or None")
         self.service = service
         self.latency = latency
-        self.come_back = {} if retry_after is None else {"Retry-After": str(retry_after)}  # headers
+        self.retry_header = {} if retry_after is None else {"Retry-After": str(retry_after)}
         self.closing = threading.Event()  # set when no connection may have another request
         self._connections: dict[threading.Thread, socket.socket] = {}
-        self._stopping = False  # asks the loop to end
-        self._loop = threading.Lock()  # held while the loop runs
+        self._stop_asked = False  # makes the loop end
+        self._loop_lock = threading.Lock()  # held while the loop runs
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__(address, _Handler)
 
@@ -638,7 +638,7 @@ class TrackerServer(ThreadingHTTPServer):
 
     @property
     def _address(self) -> tuple[str, int]:
-        """The host and port to connect to; not all systems take "any address" for this machine."""
+        """The host and port to connect to: not every system can connect to 0.0.0.0, which means any address."""
         host, port = str(self.server_address[0]), self.server_address[1]
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
 
@@ -670,10 +670,10 @@ class TrackerServer(ThreadingHTTPServer):
         The base class's pair looks for a stop once in poll_interval, and its shutdown hangs if nothing serves.
         """
         self.timeout = poll_interval  # of handle_request, which otherwise returns after each connection
-        with self._loop:
-            while not self._stopping:
+        with self._loop_lock:
+            while not self._stop_asked:
                 self.handle_request()
-            self._stopping = False
+            self._stop_asked = False
 
     def shutdown(self) -> None:
         """Stop `serve_forever` in another thread and wait until it has; connections stay open.
@@ -681,14 +681,16 @@ class TrackerServer(ThreadingHTTPServer):
         If nothing serves, the next `serve_forever` returns at once: that thread may just be starting.
         """
         self._ask_to_stop()
-        with self._loop:
+        with self._loop_lock:
             pass
 
     def _ask_to_stop(self) -> None:
-        """Make `serve_forever` return soon; a signal handler may call this, for it takes no lock."""
-        self._stopping = True
-        with contextlib.suppress(OSError):  # without a descriptor for it, the loop wakes after poll_interval
-            socket.create_connection(self._address, GRACE).close()
+        """Make `serve_forever` return soon; a signal handler may, as this takes no lock and imports nothing."""
+        self._stop_asked = True
+        # Without a descriptor for this connection, the loop wakes after poll_interval.
+        with contextlib.suppress(OSError), socket.socket(self.address_family) as knock:
+            knock.settimeout(GRACE)
+            knock.connect(self._address)
 
     # Connections.
 
@@ -702,8 +704,8 @@ class TrackerServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection from a thread of its own, and remember both."""
-        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address))
-        thread.daemon = True  # a program that forgets to close the server can still end
+        # A daemon, so that a program that forgets to close the server can still end.
+        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
         thread.start()
         self._connections = {t: s for t, s in self._connections.items() if t.is_alive()}
         self._connections[thread] = request
@@ -733,7 +735,8 @@ class TrackerServer(ThreadingHTTPServer):
         """
         super().server_close()
         self.closing.set()
-        # Shutting the reading side ends an idle connection and lets a busy one send its reply; then it closes itself.
+        # First the reading side: an idle connection ends at once, a busy one when it has sent its reply.
+        # Then both sides, of those that have not ended in GRACE.
         for how in (socket.SHUT_RD, socket.SHUT_RDWR):
             deadline = time.monotonic() + GRACE
             for connection in self._connections.values():
@@ -776,7 +779,7 @@ def create_server(
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line, without the usage."""
-        self.exit(2, f"tracker.py: {message.translate(_UNPRINTABLE)}\n")
+        self.exit(2, f"tracker.py: {message.translate(_ESCAPES)}\n")
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):
@@ -827,7 +830,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         handler.setFormatter(logging.Formatter("%(levelname)s - %(message)s"))
         log.addHandler(handler)
     log.setLevel(logging.INFO)
-    # What no line of ours shows need not be found out for each: logging HOWTO, "Optimization".
+    # Our lines show no caller, thread or process, so do not look them up: logging HOWTO, "Optimization".
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     for signum in (signal.SIGINT, signal.SIGTERM):  # also where a script started this with SIGINT ignored
@@ -847,5 +850,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    status = main()
-    os._exit(status)  # without waiting for a thread that writes to a console that nobody reads
+    os._exit(main())  # without waiting for a thread that is stuck writing to a console
