@@ -324,6 +324,19 @@ def test_eight_threads_see_one_ending(server, clock, lines):
     assert sum("Translation metrics" in line for line in lines()) == 1
 
 
+def test_log_lines_are_written_outside_the_lock(service, clock, lines):
+    locked = []
+    tracker.log.addFilter(watch := lambda record: locked.append(service._lock.locked()) or True)
+    try:
+        job = service.create_job()
+        clock.advance(30)
+        service.query_status(job.job_id)
+    finally:
+        tracker.log.removeFilter(watch)
+
+    assert locked == [False] * 3
+
+
 def test_jobs_are_created_and_queried_one_at_a_time(service):
     inside, most = [], []
 
@@ -391,20 +404,24 @@ def test_a_manual_clock_moves_only_forward():
             clock.sleep(wrong)
 
 
-def test_a_clock_that_fails_costs_one_answer_and_nothing_else(server, lines):
-    job_id = create(server)
+@pytest.mark.parametrize("mistake", [ZeroDivisionError, KeyError, ValueError, OSError, StopIteration])
+def test_a_clock_that_fails_costs_one_answer_and_nothing_else(server, lines, mistake):
+    def broken():
+        raise mistake
+
     with connected(server) as connection:
-        server.service._clock = lambda: 1 / 0
-        answer = ask(connection, "GET", f"/status/{job_id}")
+        job_id = create(connection)
+        server.service._clock = broken
+        answers = ask(connection, "GET", f"/status/{job_id}"), ask(connection, "POST", "/create_job")
         server.service._clock = lambda: 3.0
 
-        assert answer.status == 500
-        assert "bug" in answer.json["error_message"]
+        assert [answer.status for answer in answers] == [500, 500]
+        assert "bug" in answers[0].json["error_message"]
         assert poll(connection, job_id) == {"status": "pending"}
-    assert server.jobs[job_id].polls == [3.0]
+    assert (server.jobs[job_id].polls, len(server.jobs)) == ([3.0], 1)
     assert [line for line in lines() if line.startswith("ERROR")] == [
-        f"ERROR - A bug met 'GET /status/{job_id} HTTP/1.1'"
-    ]
+        f"ERROR - A bug met 'GET /status/{job_id} HTTP/1.1'", "ERROR - A bug met 'POST /create_job HTTP/1.1'"
+    ]  # fmt: skip
 
 
 # --- Choosing a fate ------------------------------------------------------------------------------------------
@@ -704,7 +721,7 @@ ALLOWED = {
     "bytes over 127 and tabs in a value": head("X: caf\xe9\t\xff"),
     "an empty value": head("X:"),
     "lines that end in LF alone": b"POST /create_job HTTP/1.1\nHost: localhost\n\n",
-    "an empty line first": b"\r\n\r\n" + head(),
+    "empty lines first": b"\r\n\n\r\n" + head(),
     "an IPv6 Host": head(host="Host: [::1]:8000"),
     "an absolute target": head(start="POST http://localhost:8000/create_job HTTP/1.1"),
     "99 headers": head(*["X: x"] * 98),
@@ -712,6 +729,7 @@ ALLOWED = {
     "form data with a strange boundary": head("Content-Type: multipart/form-data; boundary*=idna''a", "Content-Length: 2") + b"--",
     "a mail in mail": head("Content-Type: message/rfc822", "Content-Length: 2") + b"--",
     "an expectation that nobody knows": head("Expect: wonders"),
+    "an expectation that HTTP/1.0 does not know": head("Expect: 100-continue", "Content-Length: 2", start="POST /create_job HTTP/1.0") + b"{}",
 }  # fmt: skip
 
 
@@ -753,9 +771,10 @@ def test_an_http_1_0_client_gets_one_answer_and_a_close(server):
     assert [answer.status for answer in answers] == [200]
 
 
-def test_a_client_that_waits_for_100_continue_is_told_to_go_on(server):
+@pytest.mark.parametrize("expectation", ["100-continue", "100-Continue"])
+def test_a_client_that_waits_for_100_continue_is_told_to_go_on(server, expectation):
     with raw(server) as client:
-        client.sendall(head("Expect: 100-continue", "Content-Length: 2", "Connection: close"))
+        client.sendall(head(f"Expect: {expectation}", "Content-Length: 2", "Connection: close"))
         assert client.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
         client.sendall(b"{}")
         (answer,) = read_answers(client)
@@ -816,6 +835,25 @@ def test_a_refusal_arrives_although_the_client_is_still_sending(server):
     assert answer.status == 400
 
 
+def test_the_last_answer_is_followed_by_the_end_at_once(server, monkeypatch):
+    monkeypatch.setattr(tracker, "GRACE", 3600)
+    with raw(server) as client:
+        client.sendall(head("Connection: close"))
+        (answer,) = read_answers(client)
+
+    assert answer.status == 200
+
+
+def test_a_refused_client_that_stays_is_let_go(clock, monkeypatch):
+    monkeypatch.setattr(tracker, "GRACE", 0.05)
+    with tracker.create_server(clock=clock) as server, raw(server) as client:
+        wait_until(lambda: server._connections)
+        (thread,) = server._connections
+        client.sendall(b"nonsense\r\n")
+
+        wait_until(lambda: not thread.is_alive())
+
+
 def test_a_refused_client_that_never_stops_sending_is_cut_off(clock, monkeypatch):
     monkeypatch.setattr(tracker, "GRACE", 0.05)
     with tracker.create_server(clock=clock) as server, raw(server) as client:
@@ -846,6 +884,26 @@ def test_a_client_that_hangs_up_resets_or_stalls_is_no_error(clock, monkeypatch,
 
     assert capfd.readouterr() == ("", "")
     assert not [line for line in lines() if not line.startswith("INFO") or "timed out" in line]
+    assert sum(line.endswith(f'"GET /status/{job_id} HTTP/1.1" - -') for line in lines()) == 1  # what was dropped
+
+
+def test_a_silent_client_is_let_go_after_30_seconds():
+    assert tracker._Handler.timeout == 30
+
+
+def test_a_bug_that_meets_a_connection_is_logged(server, monkeypatch, lines):
+    monkeypatch.setattr(tracker._Handler, "setup", lambda self: 1 / 0)
+    with raw(server) as client:
+        assert client.recv(1) == b""
+
+    assert lines() == ["ERROR - A bug met a connection from 127.0.0.1"]
+
+
+def test_connections_that_have_ended_are_forgotten(server):
+    for _ in range(20):
+        create(server)
+
+    wait_until(lambda: create(server) and len(server._connections) < 5)
 
 
 def test_a_burst_is_answered_and_silent_clients_slow_nobody(server):
@@ -858,6 +916,21 @@ def test_a_burst_is_answered_and_silent_clients_slow_nobody(server):
 
 
 # --- Living in a test suite -----------------------------------------------------------------------------------
+
+
+def test_a_server_is_made_without_a_look_up_of_its_name(monkeypatch):
+    monkeypatch.setattr(socket, "getfqdn", lambda *_: pytest.fail("it was looked up"))
+
+    tracker.create_server().server_close()
+
+
+def test_a_program_that_forgets_to_close_a_server_can_still_end(server):
+    before = set(threading.enumerate())
+    with tracker.create_server() as another, raw(another):
+        wait_until(lambda: another._connections)
+        ours = set(threading.enumerate()) - before
+
+        assert [thread.daemon for thread in ours] == [True, True]
 
 
 def test_a_server_is_bound_when_it_is_made_and_says_where(server):
@@ -974,16 +1047,74 @@ def test_a_hundred_servers_leave_no_thread_and_no_descriptor(clock):
     assert open_descriptors() == before[1]
 
 
+def stop(server):
+    """Call shutdown in a thread, as it might hang."""
+    thread = threading.Thread(target=server.shutdown, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
 def test_serve_forever_and_shutdown_mean_what_they_always_meant():
     server = tracker.create_server()
     for _ in range(3):
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         assert create(server) in server.jobs
-        server.shutdown()
+        stop(server)
         thread.join(5)
         assert not thread.is_alive()
     server.server_close()
+
+
+def test_a_shutdown_waits_until_the_loop_has_ended(monkeypatch):
+    server = tracker.create_server()
+    reached, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(server, "verify_request", lambda *_: reached.set() or go_on.wait(5))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with raw(server):
+        assert reached.wait(5)
+        thread = threading.Thread(target=server.shutdown, daemon=True)
+        thread.start()
+        thread.join(0.05)
+        assert thread.is_alive()
+        go_on.set()
+        thread.join(5)
+    server.server_close()
+
+    assert not thread.is_alive()
+
+
+def test_serving_in_a_block_that_serves_waits_for_its_end():
+    """As in the examples of the socketserver documentation."""
+    with tracker.create_server() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        assert create(server) in server.jobs
+        stop(server)
+        thread.join(5)
+
+    assert not thread.is_alive()
+
+
+def test_a_loop_that_is_begun_again_and_again_can_be_stopped():
+    server = tracker.create_server()
+    more = [True] * 100
+
+    def serve():
+        while more:
+            more.pop()
+            server.serve_forever()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    while more:
+        stop(server)
+    stop(server)
+    thread.join(5)
+    server.server_close()
+
+    assert not thread.is_alive()
 
 
 def test_a_stop_does_not_hang_however_early_it_comes():
@@ -1004,21 +1135,13 @@ def test_closing_a_server_that_never_served_does_not_hang():
     assert not thread.is_alive()  # asked to stop before it began
 
 
-def stop(server):
-    """Call shutdown in a thread, as it might hang."""
-    thread = threading.Thread(target=server.shutdown, daemon=True)
-    thread.start()
-    thread.join(5)
-    server.server_close()
-    assert not thread.is_alive()
-
-
 def test_a_stop_does_not_wait_for_the_poll_interval():
     server = tracker.create_server()
     threading.Thread(target=server.serve_forever, args=[3600], daemon=True).start()
     create(server)
 
     stop(server)
+    server.server_close()
 
 
 def test_a_stop_comes_although_no_connection_can_be_made_to_ask_for_it(monkeypatch):
@@ -1031,6 +1154,7 @@ def test_a_stop_comes_although_no_connection_can_be_made_to_ask_for_it(monkeypat
     monkeypatch.setattr(socket, "socket", fail)
 
     stop(server)
+    server.server_close()
 
 
 def test_a_connection_that_goes_on_gets_one_more_answer_when_the_server_closes(server):
@@ -1147,6 +1271,18 @@ def test_a_signal_ends_it_cleanly_whoever_is_connected(tmp_path, signum):
     assert len(console.splitlines()) == 2  # a job, and the request for it
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a signal cannot be sent to one process there")
+def test_a_signal_lets_a_reply_in_flight_arrive(tmp_path):
+    with running(tmp_path, "--latency", "3600") as process:
+        with socket.create_connection(process.url.removeprefix("http://").split(":"), timeout=5) as client:
+            client.sendall(head())
+            wait_until(lambda: " created" in (tmp_path / "server.log").read_text(encoding="utf-8"))
+            process.terminate()
+            (answer,) = read_answers(client)
+
+    assert answer.status == 200
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
@@ -1154,6 +1290,7 @@ def test_a_signal_ends_it_cleanly_whoever_is_connected(tmp_path, signum):
         (["--port", "many"], "argument --port: invalid int value: 'many'"),
         (["--port", "70000"], "port must be a whole number from 0, which picks a free one, to 65535, not 70000"),
         (["--host", "no such host"], "cannot listen on no such host port 8000: "),
+        (["--host", "\xe9..b"], "host must be a host name or an address, not '\xe9..b'"),
         (["--error-rate", "2"], "error_rate must be a number from 0 to 1, not 2.0"),
         (["--duration", "9", "1"], "duration must be a pair of seconds, (low, high), with 0 <= low <= high, not [9.0, 1.0]"),
         (["--retry-after", "soon"], "argument --retry-after: invalid int value: 'soon'"),
@@ -1184,6 +1321,26 @@ def test_the_log_is_kept_from_growing_without_bound(tmp_path):
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert set(sizes) == {"server.log", "server.log.1"}
     assert max(sizes.values()) <= 1100
+
+
+def test_a_log_that_cannot_be_renamed_goes_on(tmp_path):
+    (tmp_path / "server.log.1" / "in the way").mkdir(parents=True)
+    log_file = tracker._LogFile(tmp_path / "server.log", maxBytes=1000, backupCount=1)
+    with contextlib.closing(log_file):
+        for number in range(100):
+            log_file.handle(logging.makeLogRecord({"msg": f"{number:099}"}))
+
+    assert (tmp_path / "server.log").stat().st_size == 100 * 100
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="it has no disk that is always full")
+def test_a_full_disk_does_not_change_how_it_ends(tmp_path):
+    with running(tmp_path, "--log-file", "/dev/full") as process:
+        get(process.url + "/create_job", b"")
+        process.terminate()
+        process.communicate(timeout=5)
+
+    assert process.returncode == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="it has no /dev/stdout")

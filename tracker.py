@@ -247,13 +247,20 @@ class TranslationService:
             if outcome is None:
                 outcome = "error" if fails else "completed"
             job = TranslationJob(
-                job_id, created_at=self._clock(), duration=duration, outcome=outcome, faults=faults
+                job_id, created_at=self._read_clock(), duration=duration, outcome=outcome, faults=faults
             )
             self.jobs[job_id] = job
             while len(self.jobs) > JOBS_KEPT:
                 self.jobs.popitem(last=False)
         log.info("Job %s created", job_id)
         return job
+
+    def _read_clock(self) -> float:
+        """Return the time. What goes wrong in a clock must not look like an unknown job or an unusable parameter."""
+        try:
+            return self._clock()
+        except Exception as error:
+            raise RuntimeError("the clock raised an exception") from error
 
     def query_status(self, job_id: str) -> tuple[str, str | None, Fault | None]:
         """Record one status query; return the job's status, its error message, and the fault to answer with.
@@ -262,7 +269,7 @@ class TranslationService:
         """
         with self._lock:
             job = self.jobs[job_id]
-            now = self._clock()
+            now = self._read_clock()
             job.requests += 1
             if len(job.polls) < POLLS_KEPT:
                 job.polls.append(now - job.created_at)
@@ -336,7 +343,7 @@ class _RequestHead(NamedTuple):
     cors: str  # the headers that a browser's page would like to send
 
 
-@functools.lru_cache(maxsize=16)  # a poller sends the same headers each time: parsing them was two fifths of the work
+@functools.lru_cache(maxsize=8)  # a poller sends the same headers each time: parsing them was two fifths of the work
 def _parse_head(version: str, lines: tuple[bytes, ...]) -> _RequestHead:
     """Return what the header lines of a request say, or raise the _Refusal for lines that leave it in doubt.
 
@@ -484,7 +491,7 @@ class _Handler(BaseHTTPRequestHandler):
         while left:
             piece = self.rfile.read1(min(left, PIECE))
             left -= len(piece)
-            if left and (not piece or self.server.closing.is_set()):
+            if left and not piece:
                 raise _Refusal(400, f"The body must be as long as its Content-Length: {left} bytes are missing.")
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
@@ -589,6 +596,10 @@ class _Handler(BaseHTTPRequestHandler):
 # --- The server: connections, and how they end ----------------------------------------------------------------
 
 
+class _Stop(Exception):
+    """Ends the loop of serve_forever."""
+
+
 class TrackerServer(ThreadingHTTPServer):
     """A service on a port, with a thread for each connection. `create_server` makes one.
 
@@ -621,7 +632,9 @@ class TrackerServer(ThreadingHTTPServer):
         self.closing = threading.Event()  # set when no connection may have another request
         self._connections: dict[threading.Thread, socket.socket] = {}
         self._stop_asked = False  # makes the loop end
-        self._loop_lock = threading.Lock()  # held while the loop runs
+        self._lock = threading.Lock()  # around the choice of the one thread that serves
+        self._ended = threading.Event()  # set when that thread has ended; the next one has a new event
+        self._ended.set()
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__(address, _Handler)
 
@@ -647,7 +660,10 @@ class TrackerServer(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         """Bind without HTTPServer's look-up of the host's name, which takes seconds on some machines: gh-79345."""
-        socketserver.TCPServer.server_bind(self)
+        try:
+            socketserver.TCPServer.server_bind(self)
+        except TypeError:  # what a name that IDNA does not know raises
+            raise _unusable("host", self.server_address[0], "a host name or an address") from None
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     # The loop that accepts connections.
@@ -667,27 +683,44 @@ class TrackerServer(ThreadingHTTPServer):
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serve in the caller's thread until `shutdown` is called, which does not wait for poll_interval to end.
 
-        The base class's pair looks for a stop once in poll_interval, and its shutdown hangs if nothing serves.
+        If another thread serves already, as in a `with` block, wait for that to end instead.
         """
-        self.timeout = poll_interval  # of handle_request, which otherwise returns after each connection
-        with self._loop_lock:
-            while not self._stop_asked:
-                self.handle_request()
+        with self._lock:
+            ended = self._ended
+            if free := ended.is_set():
+                ended = self._ended = threading.Event()
+        if not free:
+            ended.wait()
+            return
+        try:
+            with contextlib.suppress(_Stop):
+                self.service_actions()  # which may have been asked to stop before
+                super().serve_forever(poll_interval)
+        finally:
             self._stop_asked = False
+            ended.set()
+
+    def service_actions(self) -> None:
+        """Leave the loop if a stop was asked for; the loop calls this each time round."""
+        if self._stop_asked:
+            raise _Stop
 
     def shutdown(self) -> None:
         """Stop `serve_forever` in another thread and wait until it has; connections stay open.
 
-        If nothing serves, the next `serve_forever` returns at once: that thread may just be starting.
+        If nothing serves, the next `serve_forever` returns at once, as its thread may just be starting; the base
+        class would wait for ever.
         """
+        ended = self._ended
         self._ask_to_stop()
-        with self._loop_lock:
-            pass
+        ended.wait()
 
     def _ask_to_stop(self) -> None:
         """Make `serve_forever` return soon; a signal handler may, as this takes no lock and imports nothing."""
+        if self._stop_asked:  # a flood of signals must not recurse
+            return
         self._stop_asked = True
-        # Without a descriptor for this connection, the loop wakes after poll_interval.
+        # A connection wakes the loop. Without a descriptor for it, that takes poll_interval.
         with contextlib.suppress(OSError), socket.socket(self.address_family) as knock:
             knock.settimeout(GRACE)
             knock.connect(self._address)
@@ -731,7 +764,7 @@ class TrackerServer(ThreadingHTTPServer):
     def server_close(self) -> None:
         """Stop listening, let replies in flight arrive, and close every connection; call it after `shutdown`.
 
-        It takes milliseconds, or twice GRACE if a client does not read what it is sent.
+        It takes milliseconds, or twice GRACE if a client does not read what it is sent or goes on sending.
         """
         super().server_close()
         self.closing.set()
@@ -789,10 +822,15 @@ class _LogFile(logging.handlers.RotatingFileHandler):
         """Ask the open file for its length; the base class looks it up by name, a fifth of a request's time."""
         return self.stream is not None and self.stream.seekable() and self.stream.tell() > self.maxBytes
 
+    def doRollover(self) -> None:
+        """Go on with the same file if it cannot be renamed: on Windows, any program that shows it prevents that."""
+        with contextlib.suppress(OSError):
+            super().doRollover()
+
 
 def _command_line() -> _Parser:
     """Return the parser of the command line."""
-    parser = _Parser(prog="tracker.py", description=str(__doc__).partition("\n")[0], allow_abbrev=False)
+    parser = _Parser(prog="tracker.py", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     for option, default, kind, metavar, meaning in (
         ("--host", "127.0.0.1", str, "HOST", "address to listen on"),
         ("--port", 8000, int, "PORT", "port to listen on; 0 picks a free one"),
@@ -845,7 +883,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     server.serve_forever()
     server.server_close()
-    log_file.close()
+    with contextlib.suppress(OSError):  # the disk may be full
+        log_file.close()
     return 0
 
 
