@@ -541,6 +541,7 @@ def test_from_python_a_fate_is_checked_too(service):
         with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be"):
             service.create_job(**wrong)
     assert service.jobs == {}
+    assert [service.create_job(faults=fault).faults for fault in ("drop", 503)] == [["drop"], [503]]
 
 
 def test_rates_are_chances():
@@ -924,13 +925,20 @@ def test_a_server_is_made_without_a_look_up_of_its_name(monkeypatch):
     tracker.create_server().server_close()
 
 
-def test_a_program_that_forgets_to_close_a_server_can_still_end(server):
-    before = set(threading.enumerate())
-    with tracker.create_server() as another, raw(another):
-        wait_until(lambda: another._connections)
-        ours = set(threading.enumerate()) - before
+def test_a_program_that_forgets_to_close_a_server_can_still_end():
+    server = tracker.create_server()
+    loop = threading.Thread(target=server.serve_forever, daemon=False)
+    loop.start()
+    with raw(server):
+        wait_until(lambda: server._connections)
+        daemons = [thread.daemon for thread in server._connections]
+    server.shutdown()
+    server.server_close()
+    loop.join(5)
+    with tracker.create_server() as server:
+        daemons.append(server._thread.daemon)
 
-        assert [thread.daemon for thread in ours] == [True, True]
+    assert daemons == [True, True]
 
 
 def test_a_server_is_bound_when_it_is_made_and_says_where(server):
@@ -1091,6 +1099,8 @@ def test_serving_in_a_block_that_serves_waits_for_its_end():
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         assert create(server) in server.jobs
+        thread.join(0.05)
+        assert thread.is_alive()
         stop(server)
         thread.join(5)
 
@@ -1126,6 +1136,7 @@ def test_a_stop_does_not_hang_however_early_it_comes():
 def test_closing_a_server_that_never_served_does_not_hang():
     server = tracker.create_server()
     server.shutdown()
+    server.handle_request()  # takes the connection that was to wake the loop
     thread = threading.Thread(target=server.serve_forever, args=[3600], daemon=True)
     thread.start()
     thread.join(5)
@@ -1155,6 +1166,22 @@ def test_a_stop_comes_although_no_connection_can_be_made_to_ask_for_it(monkeypat
 
     stop(server)
     server.server_close()
+
+
+def test_a_stop_is_asked_for_once_however_many_signals_come(monkeypatch):
+    server = tracker.create_server()
+    server._ask_to_stop()
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("it was asked for again"))
+    server._ask_to_stop()
+    server.server_close()
+
+
+def test_a_body_that_was_sent_before_the_server_closes_is_read(server):
+    server.closing.set()
+
+    (answer,) = send(server, head("Content-Length: 1000000") + bytes(1_000_000))
+
+    assert answer.status == 200
 
 
 def test_a_connection_that_goes_on_gets_one_more_answer_when_the_server_closes(server):
