@@ -1339,23 +1339,24 @@ def test_what_cannot_be_done_is_one_line_and_status_2(server, capsys, options, w
     assert error.endswith("\n")
 
 
-def test_the_log_is_kept_from_growing_without_bound(tmp_path):
-    log_file = tracker._LogFile(tmp_path / "server.log", maxBytes=1000, backupCount=1)
-    with contextlib.closing(log_file):
+def log_a_hundred_lines(folder, monkeypatch):
+    monkeypatch.setattr(tracker, "LOG_SIZE", 1000)
+    with contextlib.closing(tracker._LogFile(folder / "server.log")) as log_file:
         for number in range(100):
             log_file.handle(logging.makeLogRecord({"msg": f"{number:099}"}))
+
+
+def test_the_log_is_kept_from_growing_without_bound(tmp_path, monkeypatch):
+    log_a_hundred_lines(tmp_path, monkeypatch)
 
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert set(sizes) == {"server.log", "server.log.1"}
     assert max(sizes.values()) <= 1100
 
 
-def test_a_log_that_cannot_be_renamed_goes_on(tmp_path):
+def test_a_log_that_cannot_be_renamed_goes_on(tmp_path, monkeypatch):
     (tmp_path / "server.log.1" / "in the way").mkdir(parents=True)
-    log_file = tracker._LogFile(tmp_path / "server.log", maxBytes=1000, backupCount=1)
-    with contextlib.closing(log_file):
-        for number in range(100):
-            log_file.handle(logging.makeLogRecord({"msg": f"{number:099}"}))
+    log_a_hundred_lines(tmp_path, monkeypatch)
 
     assert (tmp_path / "server.log").stat().st_size == 100 * 100
 

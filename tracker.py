@@ -818,6 +818,9 @@ class _Parser(argparse.ArgumentParser):
 class _LogFile(logging.handlers.RotatingFileHandler):
     """server.log, which becomes server.log.1 when it is full."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name, maxBytes=LOG_SIZE, backupCount=1, encoding="utf-8")
+
     def shouldRollover(self, record: logging.LogRecord) -> bool:
         """Ask the open file for its length; the base class looks it up by name, a fifth of a request's time."""
         return self.stream is not None and self.stream.seekable() and self.stream.tell() > self.maxBytes
@@ -860,7 +863,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     try:
-        log_file = _LogFile(log_name, maxBytes=LOG_SIZE, backupCount=1, encoding="utf-8")
+        log_file = _LogFile(log_name)
     except OSError as error:
         server.server_close()
         parser.error(f"cannot write the log {log_name}: {error.strerror}")
