@@ -68,7 +68,7 @@ POLLS_KEPT = 1_000  # of each job: enough to see any schedule, not enough for a 
 CLIENT_TIMEOUT = 30  # seconds of silence after which a connection is closed
 GRACE = 1.0  # seconds that a step of closing may take: mostly for a client to read its last answer
 LINE_SIZE = 65_536  # bytes, of the request line and of each header, as in the standard library
-HEADER_LINES = 100  # too many, as in the standard library
+HEADER_LINES = 100  # so many are refused, as in the standard library
 PIECE = 65_536  # bytes of a request body in memory at a time
 LOG_SIZE = 10_000_000  # bytes of server.log before it becomes server.log.1
 
@@ -103,13 +103,14 @@ def _unusable(name: str, given: object, accepted: str) -> ValueError:
 class TranslationJob:
     """One translation, whose fate is sealed at its creation and revealed by polls.
 
-    All times are seconds on the service's clock. Every field may be set by a test, between two polls.
+    All times are seconds on the service's clock. Every field may be set by a test, between two polls; `total_time`
+    and `delay` follow from the others.
     """
 
     job_id: str
     status: str = "pending"
     created_at: float = 0.0
-    updated_at: float = math.nan  # when a query last moved the status; from the start, created_at
+    updated_at: float = math.nan  # when a query last moved the status; until then, created_at
     error_message: str | None = None
     duration: float = 0.0
     outcome: str = "completed"  # the status to end in, "completed" or "error"
@@ -232,7 +233,7 @@ class TranslationService:
             raise _unusable("duration", duration, "a number of seconds, 0 or more, or inf for a job that never ends")
         if not (outcome is None or outcome in FINAL):
             raise _unusable("outcome", outcome, "completed or error")
-        faults = [faults] if isinstance(faults, (str, int)) else list(faults)  # one fault is not its letters
+        faults = [faults] if isinstance(faults, (str, int)) else list(faults)  # "drop" is not its letters
         for fault in faults:
             if not (fault == "drop" or _is_number(fault, 400, 599, int)):
                 raise _unusable("faults", fault, "HTTP statuses from 400 to 599, or drop")
@@ -256,7 +257,7 @@ class TranslationService:
         return job
 
     def _read_clock(self) -> float:
-        """Return the time. What goes wrong in a clock must not look like an unknown job or an unusable parameter."""
+        """Return the time; a KeyError or ValueError from a clock would look like an unknown job or a bad parameter."""
         try:
             return self._clock()
         except Exception as error:
@@ -340,7 +341,7 @@ class _RequestHead(NamedTuple):
     close: bool  # the client wants no second answer on this connection
     length: int  # bytes of the body
     expect: bool  # the client waits for a 100 before it sends them
-    cors: str  # the headers that a browser's page would like to send
+    wanted: str  # the headers that a browser's page would like to send
 
 
 @functools.lru_cache(maxsize=8)  # a poller sends the same headers each time: parsing them was two fifths of the work
@@ -374,7 +375,7 @@ def _parse_head(version: str, lines: tuple[bytes, ...]) -> _RequestHead:
         close=version == "HTTP/1.0" or "close" in re.split(r"[ \t,]+", ",".join(options).lower()),
         length=int(lengths[0]) if lengths else 0,
         expect=version == "HTTP/1.1" and headers.get("Expect", "").strip().lower() == "100-continue",
-        cors=headers.get("Access-Control-Request-Headers", "*"),
+        wanted=headers.get("Access-Control-Request-Headers", "*"),
     )
 
 
@@ -438,7 +439,8 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # keep-alive
     server_version = "tracker"
     timeout = CLIENT_TIMEOUT
-    disable_nagle_algorithm = True  # or the second of two pipelined answers waits for the ACK of the first
+    # Or a second packet, such as the next pipelined answer, waits 40 ms for the ACK of the first: gh-108736.
+    disable_nagle_algorithm = True
     _head: _RequestHead
 
     # Reading a request.
@@ -450,7 +452,7 @@ class _Handler(BaseHTTPRequestHandler):
         """
         line = self.raw_requestline
         self.requestline = line.decode("latin-1").rstrip("\r\n")
-        self.command = ""  # or a HEAD before this one would take the body from a refusal
+        self.command = ""  # not the last request's: after a HEAD, a refusal would have no body
         if line in (b"\r\n", b"\n"):  # RFC 9112, section 2.2: ignore an empty line before a request
             self.close_connection = False  # the base class's loop goes on with the next line
             return False
@@ -491,7 +493,7 @@ class _Handler(BaseHTTPRequestHandler):
         while left:
             piece = self.rfile.read1(min(left, PIECE))
             left -= len(piece)
-            if left and not piece:
+            if not piece:
                 raise _Refusal(400, f"The body must be as long as its Content-Length: {left} bytes are missing.")
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
@@ -509,7 +511,7 @@ class _Handler(BaseHTTPRequestHandler):
         except _Refusal as refusal:
             self._reply(refusal.status, {"error_message": str(refusal)}, refusal.headers)
         except OSError:
-            raise  # the client hung up in the middle of an answer
+            raise  # the client hung up in the middle of an answer: TrackerServer.handle_error
         except Exception:
             log.exception("A bug met %r", self.requestline)
             self._reply(500, {"error_message": "The service has a bug: its log has the traceback."})
@@ -526,7 +528,7 @@ class _Handler(BaseHTTPRequestHandler):
         allow = ", ".join((*route.methods, "OPTIONS"))
         if self.command == "OPTIONS":
             # What a browser asks before a page on another origin may poll: Fetch standard, CORS-preflight.
-            cors = {"Access-Control-Allow-Methods": allow, "Access-Control-Allow-Headers": self._head.cors}
+            cors = {"Access-Control-Allow-Methods": allow, "Access-Control-Allow-Headers": self._head.wanted}
             self._reply(204, None, {"Allow": allow, **cors})
         elif self.command not in route.methods:
             raise _Refusal(405, f"{self.path!r:.80} takes {allow}, not {self.command}.", {"Allow": allow})
@@ -561,7 +563,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _reply(
         self, status: int, body: Mapping[str, str | None] | None, headers: Mapping[str, str] = {}
     ) -> None:
-        """Log and write one answer; the job was updated before, so a client that has it finds that in `server.jobs`."""
+        """Log one answer, then write it; the job is up to date by then, so its client may look into `server.jobs`."""
         if self.server.latency:
             self.server.closing.wait(self.server.latency)  # a stop cuts it short
         self.log_request(status)
@@ -582,7 +584,7 @@ class _Handler(BaseHTTPRequestHandler):
         answer = "\r\n".join([*lines, "", ""]).encode("latin-1")
         if self.command != "HEAD":
             answer += content
-        self.wfile.write(answer)  # at once: a client waits 40 ms for a second packet (gh-108736)
+        self.wfile.write(answer)  # head and body in one packet
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log as the base class does, but to our log; whatever could forge a line is escaped."""
@@ -633,7 +635,8 @@ class TrackerServer(ThreadingHTTPServer):
         self._connections: dict[threading.Thread, socket.socket] = {}
         self._stop_asked = False  # makes the loop end
         self._lock = threading.Lock()  # around the choice of the one thread that serves
-        self._ended = threading.Event()  # set when that thread has ended; the next one has a new event
+        # Set while nothing serves. Each loop has a new one, so that who waits for its end cannot miss it.
+        self._ended = threading.Event()
         self._ended.set()
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__(address, _Handler)
@@ -681,9 +684,9 @@ class TrackerServer(ThreadingHTTPServer):
         self.server_close()
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Serve in the caller's thread until `shutdown` is called, which does not wait for poll_interval to end.
+        """Serve in the caller's thread until `shutdown` is called; if another thread serves, wait for its end.
 
-        If another thread serves already, as in a `with` block, wait for that to end instead.
+        Unlike the base class's, a stop does not wait for poll_interval, nor for ever if nothing serves.
         """
         with self._lock:
             ended = self._ended
@@ -694,7 +697,7 @@ class TrackerServer(ThreadingHTTPServer):
             return
         try:
             with contextlib.suppress(_Stop):
-                self.service_actions()  # which may have been asked to stop before
+                self.service_actions()  # leaves if the stop was asked for before
                 super().serve_forever(poll_interval)
         finally:
             self._stop_asked = False
@@ -708,19 +711,18 @@ class TrackerServer(ThreadingHTTPServer):
     def shutdown(self) -> None:
         """Stop `serve_forever` in another thread and wait until it has; connections stay open.
 
-        If nothing serves, the next `serve_forever` returns at once, as its thread may just be starting; the base
-        class would wait for ever.
+        If nothing serves, the next `serve_forever` returns at once: its thread may just be starting.
         """
         ended = self._ended
         self._ask_to_stop()
         ended.wait()
 
     def _ask_to_stop(self) -> None:
-        """Make `serve_forever` return soon; a signal handler may, as this takes no lock and imports nothing."""
+        """Make `serve_forever` return soon. A signal handler may call this: it takes no lock and imports nothing."""
         if self._stop_asked:  # a flood of signals must not recurse
             return
         self._stop_asked = True
-        # A connection wakes the loop. Without a descriptor for it, that takes poll_interval.
+        # A connection wakes the loop; if none can be made, the loop looks after poll_interval.
         with contextlib.suppress(OSError), socket.socket(self.address_family) as knock:
             knock.settimeout(GRACE)
             knock.connect(self._address)
