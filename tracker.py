@@ -370,7 +370,7 @@ def _parse_head(version: str, lines: tuple[bytes, ...]) -> _RequestHead:
     if codings:
         raise _Refusal(411, "A chunked body is not read here: send it with its Content-Length.")
     if lengths and not (len(lengths) == 1 and _LENGTH.fullmatch(lengths[0])):
-        raise _Refusal(400, f"Content-Length must be given once and in digits, not as {', '.join(lengths)!r:.80}.")
+        raise _Refusal(400, f"Content-Length must be once, in at most 18 digits, not {', '.join(lengths)!r:.80}.")
     return _RequestHead(
         close=version == "HTTP/1.0" or "close" in re.split(r"[ \t,]+", ",".join(options).lower()),
         length=int(lengths[0]) if lengths else 0,
@@ -460,7 +460,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._read_head(line)
             self._read_body()
         except _Refusal as refusal:
-            self.send_error(refusal.status, str(refusal))
+            if self.server.closing.is_set():
+                self.close_connection = True  # without a word: what is missing may be what the stop cut off
+            else:
+                self.send_error(refusal.status, str(refusal))
             return False
         return True
 
@@ -602,6 +605,15 @@ class _Stop(Exception):
     """Ends the loop of serve_forever."""
 
 
+class _Run:
+    """One run of that loop, past, present or next."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Lock()  # taken by the one thread that serves
+        self.stop_asked = False
+        self.ended = threading.Event()
+
+
 class TrackerServer(ThreadingHTTPServer):
     """A service on a port, with a thread for each connection. `create_server` makes one.
 
@@ -633,11 +645,7 @@ class TrackerServer(ThreadingHTTPServer):
         self.retry_header = {} if retry_after is None else {"Retry-After": str(retry_after)}
         self.closing = threading.Event()  # set when no connection may have another request
         self._connections: dict[threading.Thread, socket.socket] = {}
-        self._stop_asked = False  # makes the loop end
-        self._lock = threading.Lock()  # around the choice of the one thread that serves
-        # Set while nothing serves. Each loop has a new one, so that who waits for its end cannot miss it.
-        self._ended = threading.Event()
-        self._ended.set()
+        self._run = _Run()  # the present one, or the next
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__(address, _Handler)
 
@@ -679,6 +687,7 @@ class TrackerServer(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self.closing.set()  # first, so that no loop begins any more
         self.shutdown()
         self._thread.join()
         self.server_close()
@@ -688,24 +697,21 @@ class TrackerServer(ThreadingHTTPServer):
 
         Unlike the base class's, a stop does not wait for poll_interval, nor for ever if nothing serves.
         """
-        with self._lock:
-            ended = self._ended
-            if free := ended.is_set():
-                ended = self._ended = threading.Event()
-        if not free:
-            ended.wait()
+        run = self._run
+        if not run.begun.acquire(blocking=False):
+            run.ended.wait()
             return
         try:
             with contextlib.suppress(_Stop):
                 self.service_actions()  # leaves if the stop was asked for before
                 super().serve_forever(poll_interval)
         finally:
-            self._stop_asked = False
-            ended.set()
+            self._run = _Run()
+            run.ended.set()
 
     def service_actions(self) -> None:
         """Leave the loop if a stop was asked for; the loop calls this each time round."""
-        if self._stop_asked:
+        if self._run.stop_asked or self.closing.is_set():
             raise _Stop
 
     def shutdown(self) -> None:
@@ -713,19 +719,21 @@ class TrackerServer(ThreadingHTTPServer):
 
         If nothing serves, the next `serve_forever` returns at once: its thread may just be starting.
         """
-        ended = self._ended
-        self._ask_to_stop()
-        ended.wait()
+        run = self._ask_to_stop()
+        # The loop begins and then looks for a stop; this asked for one and now looks for the loop. One sees the other.
+        if run.begun.locked():
+            run.ended.wait()
 
-    def _ask_to_stop(self) -> None:
+    def _ask_to_stop(self) -> _Run:
         """Make `serve_forever` return soon. A signal handler may call this: it takes no lock and imports nothing."""
-        if self._stop_asked:  # a flood of signals must not recurse
-            return
-        self._stop_asked = True
-        # A connection wakes the loop; if none can be made, the loop looks after poll_interval.
-        with contextlib.suppress(OSError), socket.socket(self.address_family) as knock:
-            knock.settimeout(GRACE)
-            knock.connect(self._address)
+        run = self._run
+        if not run.stop_asked:  # or a flood of signals would recurse
+            run.stop_asked = True
+            # A connection wakes the loop; if none can be made, the loop looks after poll_interval.
+            with contextlib.suppress(OSError), socket.socket(self.address_family) as knock:
+                knock.settimeout(GRACE)
+                knock.connect(self._address)
+        return run
 
     # Connections.
 
@@ -768,8 +776,8 @@ class TrackerServer(ThreadingHTTPServer):
 
         It takes milliseconds, or twice GRACE if a client does not read what it is sent or goes on sending.
         """
-        super().server_close()
         self.closing.set()
+        super().server_close()
         # First the reading side: an idle connection ends at once, a busy one when it has sent its reply.
         # Then both sides, of those that have not ended in GRACE.
         for how in (socket.SHUT_RD, socket.SHUT_RDWR):
