@@ -217,6 +217,13 @@ class TranslationService:
         # One lock for everything: what is done under it takes microseconds. A real service has a database.
         self._lock = threading.Lock()
 
+    def _read_clock(self) -> float:
+        """Return the time; a KeyError or ValueError from a clock would look like an unknown job or a bad parameter."""
+        try:
+            return self._clock()
+        except Exception as error:
+            raise RuntimeError("the clock raised an exception") from error
+
     def create_job(
         self, *, duration: float | None = None, outcome: str | None = None, faults: Iterable[Fault] = ()
     ) -> TranslationJob:
@@ -255,13 +262,6 @@ class TranslationService:
                 self.jobs.popitem(last=False)
         log.info("Job %s created", job_id)
         return job
-
-    def _read_clock(self) -> float:
-        """Return the time; a KeyError or ValueError from a clock would look like an unknown job or a bad parameter."""
-        try:
-            return self._clock()
-        except Exception as error:
-            raise RuntimeError("the clock raised an exception") from error
 
     def query_status(self, job_id: str) -> tuple[str, str | None, Fault | None]:
         """Record one status query; return the job's status, its error message, and the fault to answer with.
