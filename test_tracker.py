@@ -1075,7 +1075,7 @@ def test_serve_forever_and_shutdown_mean_what_they_always_meant():
     server.server_close()
 
 
-def test_a_shutdown_waits_until_the_loop_has_ended_and_two_leave_none_for_the_next(monkeypatch):
+def test_a_shutdown_waits_until_the_loop_has_ended_and_two_stop_one_loop(monkeypatch):
     server = tracker.create_server()
     reached, go_on = threading.Event(), threading.Event()
     monkeypatch.setattr(server, "verify_request", lambda *_: reached.set() or go_on.wait(5))
@@ -1394,11 +1394,17 @@ def test_the_log_is_kept_from_growing_without_bound(tmp_path, monkeypatch):
     assert max(sizes.values()) <= 1100
 
 
-def test_a_log_that_cannot_be_renamed_goes_on(tmp_path, monkeypatch):
-    (tmp_path / "server.log.1" / "in the way").mkdir(parents=True)
+def test_a_log_that_cannot_be_renamed_goes_on_and_keeps_the_old_one(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError
+
+    (tmp_path / "server.log.1").write_text("older lines")
+    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(os, "rename", fail)
     log_a_hundred_lines(tmp_path, monkeypatch)
 
     assert (tmp_path / "server.log").stat().st_size == 100 * 100
+    assert (tmp_path / "server.log.1").read_text() == "older lines"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="it has no disk that is always full")

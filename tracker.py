@@ -697,7 +697,7 @@ class TrackerServer(ThreadingHTTPServer):
 
         Unlike the base class's, a stop does not wait for poll_interval, nor for ever if nothing serves.
         """
-        run = self._run
+        run, following = self._run, _Run()
         if not run.begun.acquire(blocking=False):
             run.ended.wait()
             return
@@ -706,7 +706,7 @@ class TrackerServer(ThreadingHTTPServer):
                 self.service_actions()  # leaves if the stop was asked for before
                 super().serve_forever(poll_interval)
         finally:
-            self._run = _Run()
+            self._run = following
             run.ended.set()
 
     def service_actions(self) -> None:
@@ -717,7 +717,7 @@ class TrackerServer(ThreadingHTTPServer):
     def shutdown(self) -> None:
         """Stop `serve_forever` in another thread and wait until it has; connections stay open.
 
-        If nothing serves, the next `serve_forever` returns at once: its thread may just be starting.
+        If nothing serves, or no longer, the next `serve_forever` returns at once: its thread may just be starting.
         """
         run = self._ask_to_stop()
         # The loop begins and then looks for a stop; this asked for one and now looks for the loop. One sees the other.
@@ -836,9 +836,13 @@ class _LogFile(logging.handlers.RotatingFileHandler):
         return self.stream is not None and self.stream.seekable() and self.stream.tell() > self.maxBytes
 
     def doRollover(self) -> None:
-        """Go on with the same file if it cannot be renamed: on Windows, any program that shows it prevents that."""
+        """Rename the file, or go on with it if that fails, as on Windows while another program shows it.
+
+        The base class removes the old one first, and loses it then.
+        """
         with contextlib.suppress(OSError):
-            super().doRollover()
+            self.close()  # the next line opens it again
+            os.replace(self.baseFilename, self.baseFilename + ".1")
 
 
 def _command_line() -> _Parser:
