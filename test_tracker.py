@@ -1400,11 +1400,27 @@ def test_a_log_that_cannot_be_renamed_goes_on_and_keeps_the_old_one(tmp_path, mo
 
     (tmp_path / "server.log.1").write_text("older lines")
     monkeypatch.setattr(os, "replace", fail)
-    monkeypatch.setattr(os, "rename", fail)
     log_a_hundred_lines(tmp_path, monkeypatch)
 
     assert (tmp_path / "server.log").stat().st_size == 100 * 100
     assert (tmp_path / "server.log.1").read_text() == "older lines"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be removed there")
+def test_a_log_whose_folder_is_gone_disturbs_nobody(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(tracker, "LOG_SIZE", 0)
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    with contextlib.closing(tracker._LogFile(folder / "server.log")) as log_file:
+        log_file.handle(logging.makeLogRecord({"msg": "first"}))
+        (folder / "server.log").unlink()
+        folder.rmdir()
+        log_file.handle(logging.makeLogRecord({"msg": "lost"}))
+        folder.mkdir()
+        log_file.handle(logging.makeLogRecord({"msg": "last"}))
+
+    assert (folder / "server.log").read_text() == "last\n"
+    assert "FileNotFoundError" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="it has no disk that is always full")
