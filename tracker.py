@@ -233,13 +233,13 @@ class TranslationService:
         faults    what the first status queries get instead of an answer, in turn: an int from 400 to 599 is
                   that status, "drop" a closed connection
 
-        Raises ValueError for any other value.
+        Raises ValueError for a value out of range.
         """
         if not (duration is None or _is_number(duration, 0, math.inf)):
             raise _unusable("duration", duration, "a number of seconds, 0 or more, or inf for a job that never ends")
         if not (outcome is None or outcome in FINAL):
             raise _unusable("outcome", outcome, "completed or error")
-        faults = [faults] if isinstance(faults, (str, int)) else list(faults)  # "drop" is not its letters
+        faults = [faults] if isinstance(faults, (str, int)) else list(faults)  # or "drop" would be four faults
         for fault in faults:
             if not (fault == "drop" or _is_number(fault, 400, 599, int)):
                 raise _unusable("faults", fault, "HTTP statuses from 400 to 599, or drop")
@@ -299,7 +299,7 @@ _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, section 5.6.2
 _REQUEST_LINE = re.compile(rb"(%s) ([!-~\x80-\xff]+) (HTTP/[0-9.]+)\r?\n" % _TOKEN)  # RFC 9112, section 3
 _FIELD_LINE = re.compile(rb"%s:[\t -~\x80-\xff]*\r?\n" % _TOKEN)  # RFC 9112, section 5; folded lines are obsolete
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.~_!$&'()*+;=%-]+)(:[0-9]*)?")  # RFC 9110, section 7.2
-_LENGTH = re.compile(r"[0-9]{1,18}")  # RFC 9112, section 6.3; int() would take "+5", "5_0" and Arabic digits
+_LENGTH = re.compile(r"[0-9]{1,18}")  # RFC 9112, section 6.3; int() would take "+5" and "5_0"; 18 are plenty
 # A backslash too, so that a logged \x0a is always a control character.
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), ord("\\"), *range(0x7F, 0xA0))}
 _ENDPOINTS = "the endpoints are POST /create_job and GET /status/<job_id>"
@@ -608,7 +608,7 @@ class _Run:
     """One run of that loop, past, present or next."""
 
     def __init__(self) -> None:
-        self.begun = threading.Lock()  # taken by the one thread that serves
+        self.begun = threading.Lock()  # taken, for good, by the one thread that serves
         self.stop_asked = False
         self.ended = threading.Event()
 
@@ -696,7 +696,7 @@ class TrackerServer(ThreadingHTTPServer):
 
         Unlike the base class's, a stop does not wait for poll_interval, nor for ever if nothing serves.
         """
-        run, following = self._run, _Run()
+        run, following = self._run, _Run()  # made now: below, a second KeyboardInterrupt might come between
         if not run.begun.acquire(blocking=False):
             run.ended.wait()
             return
@@ -716,10 +716,10 @@ class TrackerServer(ThreadingHTTPServer):
     def shutdown(self) -> None:
         """Stop `serve_forever` in another thread and wait until it has; connections stay open.
 
-        If nothing serves, or no longer, the next `serve_forever` returns at once: its thread may just be starting.
+        If nothing serves now, the next `serve_forever` returns at once: its thread may just be starting.
         """
         run = self._ask_to_stop()
-        # The loop begins and then looks for a stop; this asked for one and now looks for the loop. One sees the other.
+        # The loop takes `begun`, then reads `stop_asked`; this did the reverse, so that at least one sees the other.
         if run.begun.locked():
             run.ended.wait()
 
@@ -753,7 +753,7 @@ class TrackerServer(ThreadingHTTPServer):
         self._connections[thread] = request
 
     def shutdown_request(self, request: Any) -> None:
-        """Close a connection such that the last answer arrives: RFC 9112, section 9.6.
+        """Close a connection at the end of its thread, such that the last answer arrives: RFC 9112, section 9.6.
 
         Closed with bytes unread, it would be reset, and the client might lose what it has not read either.
         """
