@@ -337,7 +337,7 @@ def _split_target(target: str) -> tuple[str, str]:
 class _RequestHead(NamedTuple):
     """What the header lines of a request say, as far as it matters here."""
 
-    close: bool  # the client wants no second answer on this connection
+    close: bool  # this is the last request on its connection
     length: int  # bytes of the body
     expect: bool  # the client waits for a 100 before it sends them
     wanted: str  # the headers that a browser's page would like to send
@@ -642,7 +642,7 @@ class TrackerServer(ThreadingHTTPServer):
         self.service = service
         self.latency = latency
         self.retry_header = {} if retry_after is None else {"Retry-After": str(retry_after)}
-        self.closing = threading.Event()  # set when no connection may have another request
+        self.closing = threading.Event()  # set when a connection may answer one more request, if it has that, and no other
         self._connections: dict[threading.Thread, socket.socket] = {}
         self._run = _Run()  # the present one, or the next
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -777,7 +777,7 @@ class TrackerServer(ThreadingHTTPServer):
         """
         self.closing.set()
         super().server_close()
-        # First the reading side: an idle connection ends at once, a busy one when it has sent its reply.
+        # First the reading side: an idle connection ends at once, a busy one when it has answered what came before.
         # Then both sides, of those that have not ended in GRACE.
         for how in (socket.SHUT_RD, socket.SHUT_RDWR):
             deadline = time.monotonic() + GRACE
