@@ -642,7 +642,7 @@ class TrackerServer(ThreadingHTTPServer):
         self.service = service
         self.latency = latency
         self.retry_header = {} if retry_after is None else {"Retry-After": str(retry_after)}
-        self.closing = threading.Event()  # set when a connection may answer one more request, if it has that, and no other
+        self.closing = threading.Event()  # set when a connection may answer one request more at most
         self._connections: dict[threading.Thread, socket.socket] = {}
         self._run = _Run()  # the present one, or the next
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
