@@ -117,6 +117,22 @@ def wait_until(condition):
     pytest.fail("it did not happen")
 
 
+def started(function, *args):
+    """A thread that has begun; a daemon, as what it calls might hang."""
+    thread = threading.Thread(target=function, args=args, daemon=True)
+    thread.start()
+    return thread
+
+
+def ends(thread):
+    thread.join(5)
+    return not thread.is_alive()
+
+
+def fail(*_):
+    raise OSError
+
+
 @pytest.fixture
 def clock():
     return tracker.ManualClock()
@@ -1056,22 +1072,16 @@ def test_a_hundred_servers_leave_no_thread_and_no_descriptor(clock):
 
 
 def stop(server):
-    """Call shutdown in a thread, as it might hang."""
-    thread = threading.Thread(target=server.shutdown, daemon=True)
-    thread.start()
-    thread.join(5)
-    assert not thread.is_alive()
+    assert ends(started(server.shutdown))
 
 
 def test_serve_forever_and_shutdown_mean_what_they_always_meant():
     server = tracker.create_server()
     for _ in range(3):
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+        thread = started(server.serve_forever)
         assert create(server) in server.jobs
         stop(server)
-        thread.join(5)
-        assert not thread.is_alive()
+        assert ends(thread)
     server.server_close()
 
 
@@ -1079,20 +1089,16 @@ def test_a_shutdown_waits_until_the_loop_has_ended_and_two_stop_one_loop(monkeyp
     server = tracker.create_server()
     reached, go_on = threading.Event(), threading.Event()
     monkeypatch.setattr(server, "verify_request", lambda *_: reached.set() or go_on.wait(5))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    started(server.serve_forever)
     with raw(server):
         assert reached.wait(5)
-        stops = [threading.Thread(target=server.shutdown, daemon=True) for _ in range(2)]
-        for thread in stops:
-            thread.start()
+        stops = [started(server.shutdown) for _ in range(2)]
         stops[0].join(0.05)
         assert [thread.is_alive() for thread in stops] == [True, True]
         go_on.set()
-        for thread in stops:
-            thread.join(5)
-        assert [thread.is_alive() for thread in stops] == [False, False]
+        assert [ends(thread) for thread in stops] == [True, True]
 
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    started(server.serve_forever)
     assert create(server) in server.jobs
     stop(server)
     server.server_close()
@@ -1101,15 +1107,13 @@ def test_a_shutdown_waits_until_the_loop_has_ended_and_two_stop_one_loop(monkeyp
 def test_serving_in_a_block_that_serves_waits_for_its_end():
     """As in the examples of the socketserver documentation."""
     with tracker.create_server() as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+        thread = started(server.serve_forever)
         assert create(server) in server.jobs
         thread.join(0.05)
         assert thread.is_alive()
         stop(server)
-        thread.join(5)
 
-    assert not thread.is_alive()
+        assert ends(thread)
 
 
 def test_a_block_ends_although_its_own_thread_comes_late():
@@ -1117,23 +1121,18 @@ def test_a_block_ends_although_its_own_thread_comes_late():
     serve, ended = server.serve_forever, threading.Event()
     server.serve_forever = lambda: ended.wait(5) and serve()
     with server:
-        other = threading.Thread(target=serve, daemon=True)
-        other.start()
+        other = started(serve)
         create(server)
-        threading.Thread(target=lambda: other.join(5) or ended.set(), daemon=True).start()
-    other.join(5)
+        started(lambda: other.join(5) or ended.set())
 
-    assert not other.is_alive()
+    assert ends(other)
 
 
 def test_a_closed_server_serves_no_more():
     server = tracker.create_server()
     server.server_close()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    thread.join(5)
 
-    assert not thread.is_alive()
+    assert ends(started(server.serve_forever))
 
 
 def test_a_loop_that_is_begun_again_and_again_can_be_stopped():
@@ -1145,15 +1144,13 @@ def test_a_loop_that_is_begun_again_and_again_can_be_stopped():
             more.pop()
             server.serve_forever()
 
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
+    thread = started(serve)
     while more:
         stop(server)
     stop(server)
-    thread.join(5)
     server.server_close()
 
-    assert not thread.is_alive()
+    assert ends(thread)
 
 
 def test_a_stop_does_not_hang_however_early_it_comes():
@@ -1166,18 +1163,14 @@ def test_closing_a_server_that_never_served_does_not_hang():
     server = tracker.create_server()
     server.shutdown()
     server.handle_request()  # takes the connection that was to wake the loop
-    thread = threading.Thread(target=server.serve_forever, args=[3600], daemon=True)
-    thread.start()
-    thread.join(5)
+    assert ends(started(server.serve_forever, 3600))  # asked to stop before it began
     server.server_close()
     server.server_close()
-
-    assert not thread.is_alive()  # asked to stop before it began
 
 
 def test_a_stop_does_not_wait_for_the_poll_interval():
     server = tracker.create_server()
-    threading.Thread(target=server.serve_forever, args=[3600], daemon=True).start()
+    started(server.serve_forever, 3600)
     create(server)
 
     stop(server)
@@ -1185,11 +1178,8 @@ def test_a_stop_does_not_wait_for_the_poll_interval():
 
 
 def test_a_stop_comes_although_no_connection_can_be_made_to_ask_for_it(monkeypatch):
-    def fail(*_):
-        raise OSError
-
     server = tracker.create_server()
-    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+    started(server.serve_forever, 0.01)
     create(server)
     monkeypatch.setattr(socket, "socket", fail)
 
@@ -1295,6 +1285,7 @@ def running(folder, *options):
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
         try:
             process.url = re.search(r"http://\S+", process.stdout.readline()).group()
+            process.address = process.url.removeprefix("http://").split(":")
             yield process
         finally:
             process.kill()
@@ -1326,9 +1317,8 @@ def test_a_process_tells_how_to_use_it_serves_and_logs(tmp_path):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly_whoever_is_connected(tmp_path, signum):
     with running(tmp_path) as process, contextlib.ExitStack() as stack:
-        address = process.url.removeprefix("http://").split(":")
         for _ in range(50):
-            stack.enter_context(socket.create_connection(address))
+            stack.enter_context(socket.create_connection(process.address))
         get(process.url + "/create_job", b"")
         for number in signum, signal.SIGINT, signal.SIGTERM, signum:
             process.send_signal(number)
@@ -1341,7 +1331,7 @@ def test_a_signal_ends_it_cleanly_whoever_is_connected(tmp_path, signum):
 @pytest.mark.skipif(os.name == "nt", reason="a signal cannot be sent to one process there")
 def test_a_signal_lets_a_reply_in_flight_arrive(tmp_path):
     with running(tmp_path, "--latency", "3600") as process:
-        with socket.create_connection(process.url.removeprefix("http://").split(":"), timeout=5) as client:
+        with socket.create_connection(process.address, timeout=5) as client:
             client.sendall(head())
             wait_until(lambda: " created" in (tmp_path / "server.log").read_text(encoding="utf-8"))
             process.terminate()
@@ -1395,9 +1385,6 @@ def test_the_log_is_kept_from_growing_without_bound(tmp_path, monkeypatch):
 
 
 def test_a_log_that_cannot_be_renamed_goes_on_and_keeps_the_old_one(tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError
-
     (tmp_path / "server.log.1").write_text("older lines")
     monkeypatch.setattr(os, "replace", fail)
     log_a_hundred_lines(tmp_path, monkeypatch)
@@ -1434,7 +1421,7 @@ def test_a_full_disk_does_not_change_how_it_ends(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="it has no /dev/stdout")
-def test_a_log_that_is_no_file_is_only_written(tmp_path, capfd):
+def test_a_log_that_is_no_file_is_only_written(tmp_path):
     with running(tmp_path, "--log-file", "/dev/stdout") as process:
         get(process.url + "/create_job", b"")
         process.terminate()
@@ -1452,8 +1439,10 @@ def readme_blocks(language):
 
 
 def test_the_example_in_the_module_works():
-    assert doctest.testmod(tracker).failed == 0
-    assert doctest.testmod(tracker).attempted > 5
+    result = doctest.testmod(tracker)
+
+    assert result.failed == 0
+    assert result.attempted > 5
 
 
 def translate(url, sleep=time.sleep):
