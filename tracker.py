@@ -527,15 +527,15 @@ class _Handler(BaseHTTPRequestHandler):
                 break
         else:
             raise _Refusal(404, f"There is nothing at {self.path!r:.80}: {_ENDPOINTS}.")
-        allow = ", ".join((*route.methods, "OPTIONS"))
-        if self.command == "OPTIONS":
-            # What a browser asks before a page on another origin may poll: Fetch standard, CORS-preflight.
-            cors = {"Access-Control-Allow-Methods": allow, "Access-Control-Allow-Headers": self._head.wanted}
-            self._reply(204, None, {"Allow": allow, **cors})
-        elif self.command not in route.methods:
-            raise _Refusal(405, f"{self.path!r:.80} takes {allow}, not {self.command}.", {"Allow": allow})
-        else:
+        if self.command in route.methods:
             getattr(self, route.answer)(*found.groups(), **_parse_query(self._query, route.parameters))
+            return
+        allow = ", ".join((*route.methods, "OPTIONS"))
+        if self.command != "OPTIONS":
+            raise _Refusal(405, f"{self.path!r:.80} takes {allow}, not {self.command}.", {"Allow": allow})
+        # What a browser asks before a page on another origin may poll: Fetch standard, CORS-preflight.
+        cors = {"Access-Control-Allow-Methods": allow, "Access-Control-Allow-Headers": self._head.wanted}
+        self._reply(204, None, {"Allow": allow, **cors})
 
     def _create_job(self, **fate: Any) -> None:
         """POST /create_job"""
