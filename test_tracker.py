@@ -4,13 +4,13 @@
 # ///
 """What tracker.py promises, in the order in which a user meets it.
 
-Time is moved by hand: no test sleeps to let a job finish. Every server has a port of its own, so that the suite may
-run beside itself. `python -m pytest` or `uv run test_tracker.py` runs it.
+Time is moved by hand: no test sleeps to let a job finish. Every server has a port of its own, so that the suite
+may run beside itself. `python -m pytest` or `uv run test_tracker.py` runs it.
 """
 
 import contextlib
 import doctest
-import email.utils
+import fractions
 import http.client
 import io
 import itertools
@@ -25,7 +25,6 @@ import socket
 import struct
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 import types
@@ -33,6 +32,7 @@ import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 
@@ -40,6 +40,7 @@ import tracker
 
 HERE = pathlib.Path(__file__).parent
 README = (HERE / "README.md").read_text(encoding="utf-8")
+os.environ["no_proxy"] = "*"  # or urllib would ask a proxy for 127.0.0.1
 
 
 # --- Helpers --------------------------------------------------------------------------------------------------
@@ -57,13 +58,6 @@ class Answer(NamedTuple):
         return json.loads(self.content)
 
 
-@contextlib.contextmanager
-def connected(server):
-    """A keep-alive connection of the standard library's client."""
-    with contextlib.closing(http.client.HTTPConnection(*server.server_address[:2], timeout=5)) as connection:
-        yield connection
-
-
 def ask(place, method, target, body=None, headers={}):
     """Send one request, over a connection or to a server, and return the answer."""
     if isinstance(place, tracker.TrackerServer):
@@ -74,6 +68,12 @@ def ask(place, method, target, body=None, headers={}):
     return Answer(response.status, response.headers, response.read())
 
 
+@contextlib.contextmanager
+def connected(server):
+    with contextlib.closing(http.client.HTTPConnection(*server.server_address[:2], timeout=5)) as connection:
+        yield connection
+
+
 def create(place, query=""):
     return ask(place, "POST", "/create_job" + query).json["job_id"]
 
@@ -82,10 +82,8 @@ def poll(place, job_id):
     return ask(place, "GET", f"/status/{job_id}").json
 
 
-@contextlib.contextmanager
 def raw(server):
-    with socket.create_connection(server.server_address[:2], timeout=5) as client:
-        yield client
+    return socket.create_connection(server.server_address[:2], timeout=5)
 
 
 def send(server, request):
@@ -97,8 +95,8 @@ def send(server, request):
 
 
 def read_answers(client):
-    stream, answers = client.makefile("rb"), []
-    with stream:
+    answers = []
+    with client.makefile("rb") as stream:
         while line := stream.readline():
             version, status, _ = line.decode().split(" ", 2)
             headers = http.client.parse_headers(stream)
@@ -106,6 +104,11 @@ def read_answers(client):
             assert version == "HTTP/1.1"
             answers.append(Answer(int(status), headers, content))
     return answers
+
+
+def head(*lines, start="POST /create_job HTTP/1.1", host="Host: localhost"):
+    """A request's head from its lines."""
+    return "\r\n".join(filter(None, (start, host, *lines, "\r\n"))).encode("latin-1")
 
 
 def wait_until(condition):
@@ -117,9 +120,8 @@ def wait_until(condition):
     pytest.fail("it did not happen")
 
 
-def started(function, *args):
-    """A thread that has begun; a daemon, as what it calls might hang."""
-    thread = threading.Thread(target=function, args=args, daemon=True)
+def started(function):
+    thread = threading.Thread(target=function, daemon=True)
     thread.start()
     return thread
 
@@ -127,10 +129,6 @@ def started(function, *args):
 def ends(thread):
     thread.join(5)
     return not thread.is_alive()
-
-
-def fail(*_):
-    raise OSError
 
 
 @pytest.fixture
@@ -162,30 +160,22 @@ def lines(caplog):
 def test_a_new_job_has_an_id_a_place_and_a_time_to_come_back(server):
     answer = ask(server, "POST", "/create_job")
 
-    assert answer.status == 200
-    assert list(answer.json) == ["job_id"]
+    assert (answer.status, list(answer.json)) == (200, ["job_id"])
     assert uuid.UUID(answer.json["job_id"]).version == 4
     assert answer.headers["Location"] == f"/status/{answer.json['job_id']}"
     assert answer.headers["Retry-After"] == "1"
 
 
-def test_every_answer_has_the_headers_that_a_page_on_another_port_needs(server):
-    for method, target in ("POST", "/create_job"), ("GET", "/nothing"), ("PUT", "/create_job"):
-        headers = ask(server, method, target).headers
-
-        assert headers["Cache-Control"] == "no-store"
-        assert headers["Access-Control-Allow-Origin"] == "*"
-        assert headers["Access-Control-Expose-Headers"] == "Location, Retry-After"
-        assert email.utils.parsedate_to_datetime(headers["Date"])
-
-
 def test_whatever_the_body_is_it_is_read_and_thrown_away(server):
     with connected(server) as connection:
-        for body in b"", b'{"video": "a.mp4"}', b"GET / HTTP/1.1\r\n\r\n", bytes(1_000_000):
-            assert ask(connection, "POST", "/create_job", body).json["job_id"] in server.jobs
+        for body in b"", b'{"duration": 3}', b"GET / HTTP/1.1\r\n\r\n", bytes(1_000_000):
+            for sent in body, iter([body[:7], body[7:]] if body else []):  # with a length, and chunked
+                job_id = ask(connection, "POST", "/create_job", sent).json["job_id"]
+                assert server.jobs[job_id].duration == 30
 
 
-def test_only_the_newest_jobs_are_kept(service, monkeypatch):
+def test_only_the_newest_100_000_jobs_are_kept(service, monkeypatch):
+    assert tracker.JOBS_KEPT == 100_000
     monkeypatch.setattr(tracker, "JOBS_KEPT", 3)
 
     created = [service.create_job().job_id for _ in range(5)]
@@ -196,42 +186,21 @@ def test_only_the_newest_jobs_are_kept(service, monkeypatch):
 # --- Waiting for it, to its end -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "elapsed, status",
-    [(0, "pending"), (5.99, "pending"), (6, "in_progress"), (29.99, "in_progress"), (30, "completed"), (3600, "completed")],
-)  # fmt: skip
-def test_status_is_a_function_of_time(server, clock, elapsed, status):
-    job_id = create(server)
+@pytest.mark.parametrize("query, elapsed, status, retry_after", [
+    ("", 0, "pending", "1"), ("", 5.99, "pending", "1"), ("", 6, "in_progress", "1"), ("", 29.99, "in_progress", "1"),
+    ("", 30, "completed", None), ("", 3600, "completed", None), ("?outcome=error", 30, "error", None),
+    ("?duration=0", 0, "completed", None), ("?duration=inf", 1e9, "pending", "1"), ("?duration=0.7", 0.14, "in_progress", "1"),
+    ("?duration=1.1", 0.22, "in_progress", "1"), ("?duration=7.1234561234", 7.1234561234, "completed", None),
+])  # fmt: skip
+def test_status_is_a_function_of_time(server, clock, query, elapsed, status, retry_after):
+    job_id = create(server, query)
     clock.advance(elapsed)
-
-    assert poll(server, job_id) == {"status": status}
-
-
-def test_retry_after_is_sent_only_while_the_job_is_unfinished(server, clock):
-    job_id = create(server)
-    assert ask(server, "GET", f"/status/{job_id}").headers["Retry-After"] == "1"
-
-    clock.advance(30)
-    assert "Retry-After" not in ask(server, "GET", f"/status/{job_id}").headers
-
-
-@pytest.mark.parametrize("retry_after, header", [(None, None), (0, "0"), (7, "7")])
-def test_retry_after_is_an_option(retry_after, header):
-    with tracker.create_server(retry_after=retry_after) as server:
-        assert ask(server, "POST", "/create_job").headers["Retry-After"] == header
-
-
-def test_a_failed_translation_says_why_and_is_still_http_200(server, clock):
-    job_id = create(server, "?outcome=error")
-    assert poll(server, job_id) == {"status": "pending"}
-    assert server.jobs[job_id].error_message is None
-    clock.advance(30)
 
     answer = ask(server, "GET", f"/status/{job_id}")
 
-    assert answer.status == 200
-    assert answer.json == {"status": "error", "error_message": server.jobs[job_id].error_message}
-    assert answer.json["error_message"] in tracker.ERROR_MESSAGES
+    assert (answer.status, answer.json["status"], answer.headers["Retry-After"]) == (200, status, retry_after)
+    assert server.jobs[job_id].error_message == answer.json.get("error_message")
+    assert (status == "error") == (answer.json.get("error_message") in tracker.ERROR_MESSAGES)
 
 
 def test_no_later_reading_of_the_clock_moves_a_status_back():
@@ -240,32 +209,38 @@ def test_no_later_reading_of_the_clock_moves_a_status_back():
     for now in 101, 103, 100, 110, 100:
         job.update_status(now)
         seen.append(job.status)
-
     job.duration = 5000.0
     job.update_status(2000)
 
     assert seen == ["pending", "in_progress", "in_progress", "completed", "completed"]
-    assert job.status == "completed"
-    assert job.updated_at == 110
+    assert (job.status, job.updated_at) == ("completed", 110)
 
 
-def test_a_duration_of_zero_has_ended_at_the_first_poll_and_inf_never_ends(service, clock):
-    short, endless = service.create_job(duration=0), service.create_job(duration=math.inf)
-    clock.advance(1e9)
-
-    assert service.query_status(short.job_id)[0] == "completed"
-    assert service.query_status(endless.job_id)[0] == "pending"
+@pytest.mark.parametrize("retry_after, header", [(None, None), (0, "0"), (7, "7")])
+def test_retry_after_is_an_option(retry_after, header):
+    with tracker.create_server(retry_after=retry_after) as server:
+        assert ask(server, "POST", "/create_job").headers["Retry-After"] == header
 
 
-def test_head_has_the_headers_of_get_and_no_body(server):
+def test_a_status_query_may_have_a_query_and_an_id_in_capitals(server):
     job_id = create(server)
-    expected = ask(server, "GET", f"/status/{job_id}").headers
 
-    answer = ask(server, "HEAD", f"/status/{job_id}")
+    assert poll(server, job_id.upper() + "?_=1732") == {"status": "pending"}
+    assert server.jobs[job_id].requests == 1
 
-    assert set(answer.headers) == set(expected)
-    assert answer.headers["Content-Length"] == expected["Content-Length"]
-    assert answer.content == b""
+
+def test_head_asks_whether_there_is_a_job_and_is_no_poll(server, clock):
+    job_id = create(server, "?faults=503")
+    clock.advance(32)
+
+    assert [ask(server, "HEAD", f"/status/{x}").status for x in (job_id, job_id.upper(), "none")] == [200, 200, 404]
+    job = server.jobs[job_id]
+    assert (job.requests, job.polls, job.status, job.faults) == (0, [], "pending", [503])
+
+
+def test_the_root_answers_whoever_waits_for_the_server(server):
+    assert ask(server, "GET", "/").json == {"endpoints": ["POST /create_job", "GET /status/<job_id>"]}
+    assert ask(server, "HEAD", "/").status == 200
 
 
 # --- Measuring the poller -------------------------------------------------------------------------------------
@@ -284,93 +259,73 @@ def test_requests_polls_total_time_and_delay_are_data(server, clock):
     assert (job.created_at, job.updated_at) == (0, 31)
 
 
-def test_polls_are_kept_up_to_a_limit_and_counted_beyond_it(service, monkeypatch):
-    monkeypatch.setattr(tracker, "POLLS_KEPT", 3)
+def test_ten_sleeps_of_a_tenth_are_one_second(clock):
+    service = tracker.TranslationService(duration=(1, 1), clock=clock)
     job = service.create_job()
-    for _ in range(5):
+    service.query_status(job.job_id)
+    while job.delay is None:
+        clock.sleep(0.1)
         service.query_status(job.job_id)
 
-    assert (len(job.polls), job.requests) == (3, 5)
+    assert job.polls == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert (job.total_time, job.delay) == (1, 0)
+
+
+def test_polls_are_kept_up_to_a_limit_and_counted_beyond_it(service):
+    job = service.create_job()
+    for _ in range(1002):
+        service.query_status(job.job_id)
+
+    assert (len(job.polls), job.requests) == (1000, 1002)
 
 
 def test_a_query_is_recorded_before_its_answer_leaves(server):
     with connected(server) as connection:
         job = server.jobs[create(connection)]
-        for count in range(1, 1001):
+        for count in range(1, 301):
             poll(connection, job.job_id)
             assert job.requests == count
 
 
 def test_the_log_tells_the_life_of_a_job_and_the_metrics_once(server, clock, lines):
-    job_id = create(server)
+    job_id = create(server, "?faults=drop")
+    with pytest.raises(http.client.RemoteDisconnected):
+        poll(server, job_id)
     for wait in 7, 35, 10:
         clock.advance(wait)
         poll(server, job_id)
-    query = f'"GET /status/{job_id} HTTP/1.1" 200 -'
+    query = f'"GET /status/{job_id} HTTP/1.1"'
 
     log = [re.sub(r"\d\d/[A-Z][a-z]{2}/\d{4} \d\d:\d\d:\d\d", "TIME", line) for line in lines()]
 
     assert log == [
         f"INFO - Job {job_id} created",
-        'INFO - 127.0.0.1 - - [TIME] "POST /create_job HTTP/1.1" 200 -',
+        'INFO - 127.0.0.1 - - [TIME] "POST /create_job?faults=drop HTTP/1.1" 200 -',
+        f"INFO - 127.0.0.1 - - [TIME] {query} - -",
         f"INFO - Job {job_id}: pending -> in_progress",
-        f"INFO - 127.0.0.1 - - [TIME] {query}",
+        f"INFO - 127.0.0.1 - - [TIME] {query} 200 -",
         f"INFO - Job {job_id}: in_progress -> completed",
-        "INFO - Translation metrics - Requests: 2, Status: completed, Total time: 42.00s, Delay: 12.00s",
-        f"INFO - 127.0.0.1 - - [TIME] {query}",
-        f"INFO - 127.0.0.1 - - [TIME] {query}",
+        "INFO - Translation metrics - Requests: 3, Status: completed, Total time: 42.00s, Delay: 12.00s",
+        f"INFO - 127.0.0.1 - - [TIME] {query} 200 -",
+        f"INFO - 127.0.0.1 - - [TIME] {query} 200 -",
     ]
 
 
-def test_eight_threads_see_one_ending(server, clock, lines):
-    job_id = create(server)
+def test_eight_threads_see_one_ending_and_each_metrics_line_stands_after_its_job(service, clock, lines):
+    jobs = [service.create_job().job_id for _ in range(50)]
     clock.advance(30)
     together = threading.Barrier(8)
 
     def client(_):
-        with connected(server) as connection:
-            connection.connect()
-            together.wait()
-            return poll(connection, job_id)["status"]
+        together.wait(5)
+        return {service.query_status(job_id)[0] for job_id in jobs}
 
     with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(client, range(8))) == {"completed"}
+        assert set.union(*pool.map(client, range(8))) == {"completed"}
 
-    assert server.jobs[job_id].requests == 8
-    assert sum("Translation metrics" in line for line in lines()) == 1
-
-
-def test_log_lines_are_written_outside_the_lock(service, clock, lines):
-    locked = []
-    tracker.log.addFilter(watch := lambda record: locked.append(service._lock.locked()) or True)
-    try:
-        job = service.create_job()
-        clock.advance(30)
-        service.query_status(job.job_id)
-    finally:
-        tracker.log.removeFilter(watch)
-
-    assert locked == [False] * 3
-
-
-def test_jobs_are_created_and_queried_one_at_a_time(service):
-    inside, most = [], []
-
-    def slow_clock():
-        inside.append(None)
-        most.append(len(inside))
-        time.sleep(0.001)
-        inside.pop()
-        return 0.0
-
-    service._clock = slow_clock
-    job = service.create_job()
-    with ThreadPoolExecutor(8) as pool:
-        for _ in range(8):
-            pool.submit(service.create_job)
-            pool.submit(service.query_status, job.job_id)
-
-    assert most == [1] * 17
+    kinds = ["metrics" if "metrics" in line else "end" for line in lines()[50:]]
+    assert kinds == ["end", "metrics"] * 50
+    assert {job.requests for job in service.jobs.values()} == {8}
 
 
 # --- Time as an argument --------------------------------------------------------------------------------------
@@ -401,43 +356,29 @@ def test_a_counting_clock_is_read_once_per_job_and_once_per_query():
     assert job.status == "completed"
 
 
-def test_a_faster_clock():
-    real = itertools.count().__next__
-    service = tracker.TranslationService(duration=(60, 60), error_rate=0, clock=lambda: real() * 60)
-    job = service.create_job()
-
-    assert service.query_status(job.job_id)[0] == "completed"
-
-
-def test_a_manual_clock_moves_only_forward():
+def test_a_manual_clock_moves_only_forward_and_by_any_number():
     clock = tracker.ManualClock(100.0)
     clock.advance(2)
-    clock.sleep(0.5)
+    clock.sleep(fractions.Fraction(1, 2))
 
     assert clock() == clock.now == 102.5
-    for wrong in -1, math.nan, math.inf, "1":
+    for wrong in -1, math.nan, math.inf:
         with pytest.raises(ValueError, match="seconds must be a finite number, 0 or more, not"):
             clock.sleep(wrong)
 
 
-@pytest.mark.parametrize("mistake", [ZeroDivisionError, KeyError, ValueError, OSError, StopIteration])
-def test_a_clock_that_fails_costs_one_answer_and_nothing_else(server, lines, mistake):
-    def broken():
-        raise mistake
-
-    with connected(server) as connection:
+def test_a_clock_that_fails_costs_one_answer_and_nothing_else(lines):
+    readings = iter([0.0, 3.0])
+    with tracker.create_server(clock=readings.__next__, duration=(30, 30)) as server, connected(server) as connection:
         job_id = create(connection)
-        server.service._clock = broken
+        assert poll(connection, job_id) == {"status": "pending"}
         answers = ask(connection, "GET", f"/status/{job_id}"), ask(connection, "POST", "/create_job")
-        server.service._clock = lambda: 3.0
 
         assert [answer.status for answer in answers] == [500, 500]
         assert "bug" in answers[0].json["error_message"]
-        assert poll(connection, job_id) == {"status": "pending"}
-    assert (server.jobs[job_id].polls, len(server.jobs)) == ([3.0], 1)
-    assert [line for line in lines() if line.startswith("ERROR")] == [
-        f"ERROR - A bug met 'GET /status/{job_id} HTTP/1.1'", "ERROR - A bug met 'POST /create_job HTTP/1.1'"
-    ]  # fmt: skip
+        assert (server.jobs[job_id].polls, len(server.jobs)) == ([3.0], 1)
+        assert poll(connection, "none")["error_message"]  # the connection goes on
+    assert f"ERROR - A bug met 'GET /status/{job_id} HTTP/1.1'" in lines()
 
 
 # --- Choosing a fate ------------------------------------------------------------------------------------------
@@ -447,117 +388,93 @@ def test_a_fate_may_be_chosen_in_any_mixture(server):
     job = server.jobs[create(server, "?duration=3&outcome=error&faults=503,drop,429")]
 
     assert (job.duration, job.outcome, job.faults) == (3, "error", [503, "drop", 429])
+    assert server.jobs[create(server, "?faults=503&faults=drop")].faults == [503, "drop"]
     assert server.jobs[create(server)].outcome == "completed"
-    assert server.jobs[create(server, "?duration=inf")].duration == math.inf
 
 
-@pytest.mark.parametrize(
-    "query, sentence",
-    [
-        ("?duration=-1", "duration must be a number of seconds, 0 or more, or inf for a job that never ends, not -1.0."),
-        ("?duration=nan", "duration must be a number of seconds, 0 or more, or inf for a job that never ends, not nan."),
-        ("?duration=soon", "duration must be a number of seconds, 0 or more, or inf for a job that never ends, not 'soon'."),
-        ("?duration", "duration must be a number of seconds, 0 or more, or inf for a job that never ends, not ''."),
-        ("?duration=1_0", "duration must be a number of seconds, 0 or more, or inf for a job that never ends, not '1_0'."),
-        ("?faults=5_03", "faults must be HTTP statuses from 400 to 599, or drop, not '5_03'."),
-        ("?outcome=fine", "outcome must be completed or error, not 'fine'."),
-        ("?faults=503,200", "faults must be HTTP statuses from 400 to 599, or drop, not 200."),
-        ("?faults=600", "faults must be HTTP statuses from 400 to 599, or drop, not 600."),
-        ("?faults=", "faults must be HTTP statuses from 400 to 599, or drop, not ''."),
-        ("?duration=1&duration=2", "duration must be given once, not again as '2'."),
-        ("?speed=2", "There is no parameter 'speed' here: accepted are duration, outcome, faults."),
-    ],
-)  # fmt: skip
-def test_an_unusable_parameter_is_named_and_creates_no_job(server, query, sentence):
-    answer = ask(server, "POST", "/create_job" + query)
+@pytest.mark.parametrize("query, name, given, accepted", [
+    ("duration=-1", "duration", "'-1'", "0 or more"), ("duration=nan", "duration", "'nan'", "inf"),
+    ("duration=soon", "duration", "'soon'", "seconds"), ("duration", "duration", "''", "seconds"),
+    ("duration=1&duration=2", "duration", "'1,2'", "seconds"), ("duration=1_0", "duration", "'1_0'", "seconds"),
+    ("outcome=fine", "outcome", "'fine'", "completed or error"), ("faults=503,200", "faults", "200", "400 to 599"),
+    ("faults=600", "faults", "600", "or drop"), ("faults=5_03", "faults", "'5_03'", "400 to 599"),
+    ("faults=", "faults", "''", "400 to 599"), ("speed=2", "parameter", "'speed'", "duration, outcome or faults"),
+])  # fmt: skip
+def test_an_unusable_parameter_is_named_and_creates_no_job(server, query, name, given, accepted):
+    answer = ask(server, "POST", "/create_job?" + query)
 
-    assert (answer.status, answer.json) == (400, {"error_message": sentence})
+    sentence = answer.json["error_message"]
+    assert answer.status == 400
+    assert name in sentence and given in sentence and accepted in sentence
     assert server.jobs == {}
 
 
-def test_a_status_query_takes_no_parameter_and_a_refused_one_does_not_count(server):
-    job_id = create(server)
-
-    assert ask(server, "GET", f"/status/{job_id}?x=1").status == 400
-    assert server.jobs[job_id].requests == 0
-
-
-def test_faults_come_first_are_counted_and_do_not_move_the_status(server, clock):
-    job_id = create(server, "?faults=503,429,418,drop")
+@pytest.mark.parametrize("status, header, value", [
+    (400, "Retry-After", None), (401, "WWW-Authenticate", 'Bearer realm="tracker"'), (405, "Allow", "GET, HEAD, OPTIONS"),
+    (407, "Proxy-Authenticate", 'Bearer realm="tracker"'), (418, "Retry-After", None), (426, "Upgrade", "HTTP/2.0"),
+    (426, "Connection", "Upgrade"), (429, "Retry-After", "1"), (499, "Retry-After", None), (503, "Retry-After", "1"),
+    (599, "Retry-After", None),
+])  # fmt: skip
+def test_a_fault_is_counted_does_not_move_the_status_and_has_its_header(server, clock, status, header, value):
+    job_id = create(server, f"?faults={status},drop")
     clock.advance(30)
 
-    for status, retry_after in (503, "1"), (429, "1"), (418, None):
-        answer = ask(server, "GET", f"/status/{job_id}")
-        assert (answer.status, answer.headers["Retry-After"]) == (status, retry_after)
-        assert str(status) in answer.json["error_message"]
+    answer = ask(server, "GET", f"/status/{job_id}")
     with pytest.raises(http.client.RemoteDisconnected):
         ask(server, "GET", f"/status/{job_id}")
 
+    assert (answer.status, answer.headers[header]) == (status, value)
+    assert str(status) in answer.json["error_message"]
     job = server.jobs[job_id]
-    assert (job.requests, job.polls, job.status) == (4, [30, 30, 30, 30], "pending")
+    assert (job.requests, job.polls, job.status, job.faults) == (2, [30, 30], "pending", [])
     assert poll(server, job_id) == {"status": "completed"}
 
 
-@pytest.mark.parametrize("status", [400, 499, 599])
-def test_any_error_status_may_be_a_fault_known_or_not(server, status):
-    assert ask(server, "GET", f"/status/{create(server, f'?faults={status}')}").status == status
+def test_a_service_may_give_faults_to_each_job(clock):
+    with tracker.create_server(clock=clock, faults=[503, "drop"]) as server:
+        first, second, own = (server.jobs[create(server, query)] for query in ("", "", "?faults=429"))
+        assert ask(server, "GET", f"/status/{first.job_id}").status == 503
 
-
-def test_faults_may_be_added_to_the_list_that_a_test_holds(service):
-    job = service.create_job(faults=[503])
-    faults = job.faults
-    service.query_status(job.job_id)
-    faults.append(429)
-
-    assert service.query_status(job.job_id)[2] == 429
+        assert (first.faults, second.faults, own.faults) == (["drop"], [503, "drop"], [429])
+        assert server.service.create_job(faults=[]).faults == []
 
 
 def test_every_field_may_be_set_between_two_polls(server, clock):
-    job_id = create(server)
-    job = server.jobs[job_id]
-    job.faults = (500,)
-    assert ask(server, "GET", f"/status/{job_id}").status == 500
+    job = server.jobs[create(server)]
+    job.faults.append(500)
+    assert ask(server, "GET", f"/status/{job.job_id}").status == 500
     job.duration, job.outcome, job.error_message = 10, "error", "The disk is full."
     clock.advance(9)
-    assert poll(server, job_id) == {"status": "in_progress"}
+    assert poll(server, job.job_id) == {"status": "in_progress"}
     job.created_at -= 1
-    assert poll(server, job_id) == {"status": "error", "error_message": "The disk is full."}
-    job.status, job.error_message = "error", None
-    assert poll(server, job_id)["error_message"] in tracker.ERROR_MESSAGES
+    assert poll(server, job.job_id) == {"status": "error", "error_message": "The disk is full."}
+    job.error_message = None
+    assert poll(server, job.job_id)["error_message"] in tracker.ERROR_MESSAGES
 
 
-@pytest.mark.parametrize(
-    "wrong, sentence",
-    [
-        ({"duration": 5}, "duration must be a pair of seconds, (low, high), with 0 <= low <= high, not 5"),
-        ({"duration": (2, 1)}, "duration must be a pair"),
-        ({"duration": (-1, 1)}, "duration must be a pair"),
-        ({"duration": (0, math.nan)}, "duration must be a pair"),
-        ({"duration": ("a", "b")}, "duration must be a pair"),
-        ({"error_rate": 1.1}, "error_rate must be a number from 0 to 1, not 1.1"),
-        ({"error_rate": "0"}, "error_rate must be a number from 0 to 1, not '0'"),
-        ({"fault_rate": -0.1}, "fault_rate must be a number from 0 to 1, not -0.1"),
-        ({"latency": -1}, "latency must be a number of seconds from 0"),
-        ({"latency": math.inf}, "latency must be a number of seconds from 0"),
-        ({"retry_after": 1.5}, "retry_after must be a whole number of seconds, 0 or more, or None, not 1.5"),
-        ({"retry_after": -1}, "retry_after must be a whole number"),
-        ({"retry_after": True}, "retry_after must be a whole number"),
-        ({"duration": (0, 10**400)}, "duration must be a pair"),
-        ({"clock": 3}, "clock must be a callable that returns seconds, not 3"),
-        ({"port": 65536}, "port must be a whole number from 0, which picks a free one, to 65535, not 65536"),
-    ],
-)
+@pytest.mark.parametrize("wrong, sentence", [
+    ({"duration": 5}, "duration must be a pair of seconds, (low, high), 0 <= low <= high, not 5"),
+    ({"duration": (2, 1)}, "duration must be a pair"), ({"duration": (-1, 1)}, "duration must be a pair"),
+    ({"duration": (0, math.nan)}, "duration must be a pair"), ({"duration": (1, 2, 3)}, "duration must be a pair"),
+    ({"error_rate": 1.1}, "error_rate must be a number from 0 to 1, not 1.1"),
+    ({"error_rate": math.nan}, "error_rate must be a number from 0 to 1, not nan"),
+    ({"fault_rate": -0.1}, "fault_rate must be a number from 0 to 1, not -0.1"),
+    ({"faults": [200]}, "faults must be a list of HTTP statuses from 400 to 599, or drop, not [200]"),
+    ({"latency": -1}, "latency must be a number of seconds from 0"), ({"latency": math.inf}, "latency must be"),
+    ({"retry_after": 1.5}, "retry_after must be a whole number of seconds, 0 or more, or None, not 1.5"),
+    ({"retry_after": -1}, "retry_after must be a whole number"),
+    ({"port": 65536}, "port must be a number from 0, which picks a free one, to 65535, not 65536"),
+])  # fmt: skip
 def test_an_option_out_of_range_is_refused_with_what_is_accepted(wrong, sentence):
     with pytest.raises(ValueError, match="^" + re.escape(sentence)):
         tracker.create_server(**wrong)
 
 
 def test_from_python_a_fate_is_checked_too(service):
-    for wrong in {"duration": -1}, {"duration": "3"}, {"outcome": "pending"}, {"faults": [200]}, {"faults": "503"}:
+    for wrong in {"duration": -1}, {"duration": math.nan}, {"outcome": "pending"}, {"faults": [200]}, {"faults": ["x"]}:
         with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be"):
             service.create_job(**wrong)
     assert service.jobs == {}
-    assert [service.create_job(faults=fault).faults for fault in ("drop", 503)] == [["drop"], [503]]
 
 
 def test_rates_are_chances():
@@ -569,12 +486,7 @@ def test_rates_are_chances():
     assert 900 < faults.count(503) < 1100
     assert faults.count(503) + faults.count(None) == 2000
     assert 5 <= min(job.duration for job in jobs) < 5.1 < 14.9 < max(job.duration for job in jobs) <= 15
-
-
-def test_a_range_without_an_end_gives_jobs_without_an_end():
-    service = tracker.TranslationService(duration=(math.inf, math.inf))
-
-    assert service.create_job().duration == math.inf
+    assert tracker.TranslationService(duration=(math.inf, math.inf)).create_job().duration == math.inf
 
 
 def test_the_same_seed_gives_the_same_jobs_however_they_are_polled():
@@ -593,32 +505,25 @@ def test_the_same_seed_gives_the_same_jobs_however_they_are_polled():
 
     assert lives(0) == lives(3)
     assert lives(0)[1:] == lives(0, duration=1, outcome="error", faults=[500])[1:]
-    assert len(set(message for *_, message in lives(0))) > 2
-
-
-def test_without_a_seed_no_two_services_are_alike():
+    assert len({message for *_, message in lives(0)}) > 2
     assert tracker.TranslationService().create_job().job_id != tracker.TranslationService().create_job().job_id
 
 
 # --- Going wrong ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "method, target, status, allow, words",
-    [
-        ("GET", "/status/unknown", 404, None, "There is no job 'unknown'"),
-        ("GET", "/", 404, None, "POST /create_job and GET /status/<job_id>"),
-        ("GET", "/status/", 404, None, "POST /create_job and GET /status/<job_id>"),
-        ("GET", "/status/a/b", 404, None, "POST /create_job and GET /status/<job_id>"),
-        ("POST", "/create_job/", 404, None, "POST /create_job and GET /status/<job_id>"),
-        ("POST", "//create_job", 404, None, "POST /create_job and GET /status/<job_id>"),
-        ("GET", "//host/status/x", 404, None, "POST /create_job and GET /status/<job_id>"),
-        ("GET", "/create_job", 405, "POST, OPTIONS", "takes POST, OPTIONS, not GET"),
-        ("DELETE", "/status/x", 405, "GET, HEAD, OPTIONS", "takes GET, HEAD, OPTIONS, not DELETE"),
-        ("POST", "/status/x", 405, "GET, HEAD, OPTIONS", "not POST"),
-        ("TRACE", "/create_job", 405, "POST, OPTIONS", "not TRACE"),
-    ],
-)
+@pytest.mark.parametrize("method, target, status, allow, words", [
+    ("GET", "/status/unknown", 404, None, "There is no job 'unknown'"),
+    ("GET", "/nothing", 404, None, "POST /create_job and GET /status/<job_id>"),
+    ("GET", "/status/", 404, None, "POST /create_job and GET /status/<job_id>"),
+    ("GET", "/status/a/b", 404, None, "POST /create_job and GET /status/<job_id>"),
+    ("POST", "/create_job/", 404, None, "POST /create_job and GET /status/<job_id>"),
+    ("POST", "//create_job", 404, None, "POST /create_job and GET /status/<job_id>"),
+    ("GET", "//host/status/x", 404, None, "POST /create_job and GET /status/<job_id>"),
+    ("GET", "/create_job", 405, "POST, OPTIONS", "takes POST, OPTIONS, not GET"),
+    ("DELETE", "/status/x", 405, "GET, HEAD, OPTIONS", "takes GET, HEAD, OPTIONS, not DELETE"),
+    ("POST", "/", 405, "GET, HEAD, OPTIONS", "not POST"),
+])  # fmt: skip
 def test_a_wrong_path_or_method_is_told_the_right_one(server, method, target, status, allow, words):
     with connected(server) as connection:
         answer = ask(connection, method, target, b"a body")
@@ -634,98 +539,56 @@ def test_nothing_that_is_requested_reaches_the_log_raw(server, lines):
         send(server, b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
 
     assert len(lines()) == 6
-    assert all(re.fullmatch(r"[ -~\xa0-\xff]*", line) for line in lines())
-    assert sum(r"\x5cx0a" in line for line in lines()) == 1  # so \x0a is always a control character
+    assert all(re.fullmatch("[ -~]*", line) for line in lines())
+    assert sum(r"\\x0a" in line for line in lines()) == 1  # so a single backslash is always an escape
 
 
 # --- Speaking HTTP --------------------------------------------------------------------------------------------
 
-
-def head(*lines, start="POST /create_job HTTP/1.1", host="Host: localhost"):
-    """A request's head from its lines."""
-    return "\r\n".join(filter(None, (start, host, *lines, "\r\n"))).encode("latin-1")
-
-
+CHUNKED = "Transfer-Encoding: chunked"
 REFUSED = {
     "two words": (400, head(start="POST /create_job")),
-    "HTTP/0.9": (400, b"GET /create_job\r\n"),
-    "one word": (400, head(start="POST")),
-    "four words": (400, head(start="POST /create_job x HTTP/1.1")),
     "two spaces": (400, head(start="POST  /create_job HTTP/1.1")),
-    "a tab for a space": (400, head(start="POST\t/create_job HTTP/1.1")),
     "space at the end": (400, head(start="POST /create_job HTTP/1.1 ")),
-    "space at the start": (400, head(start=" POST /create_job HTTP/1.1")),
     "control character in the target": (400, head(start="POST /create_job\x01 HTTP/1.1")),
-    "carriage return in the line": (400, head(start="POST /create_job\r HTTP/1.1")),
     "method is no token": (400, head(start="PO(ST /create_job HTTP/1.1")),
-    "lower-case version": (400, head(start="POST /create_job http/1.1")),
     "version without a number": (400, head(start="POST /create_job HTTP/x")),
-    "no end of line": (400, b"POST /create_job HTTP/1.1"),
     "target is no path": (400, head(start="POST create_job HTTP/1.1")),
-    "target of another scheme": (400, head(start="POST ftp://localhost/create_job HTTP/1.1")),
-    "target with a broken host": (400, head(start="POST http://[::1/create_job HTTP/1.1")),
-    "target with a user": (400, head(start="POST http://me@localhost/create_job HTTP/1.1")),
-    "HTTP/1.2": (505, head(start="POST /create_job HTTP/1.2")),
     "HTTP/2": (505, head(start="PRI * HTTP/2.0")),
-    "HTTP/0.9 by name": (505, head(start="POST /create_job HTTP/0.9")),
     "unknown method": (501, head(start="BREW /create_job HTTP/1.1")),
-    "method in lower case": (501, head(start="post /create_job HTTP/1.1")),
     "long target": (414, head(start=f"POST /{'x' * 65536} HTTP/1.1")),
     "long header": (431, head(f"X: {'x' * 65536}")),
-    "100 headers": (431, head(*["X: x"] * 99)),
+    "a byte too long": (431, head(f"X: {'x' * (65536 - 4)}")),
     "no Host": (400, head(host="")),
     "two Hosts": (400, head("Host: localhost")),
-    "empty Host": (400, head(host="Host:")),
-    "Host with a space": (400, head(host="Host: local host")),
-    "Host with a comma": (400, head(host="Host: a,b")),
     "Host with a slash": (400, head(host="Host: a/b")),
-    "Host with a user": (400, head(host="Host: me@a")),
-    "Host with a bad port": (400, head(host="Host: a:http")),
     "header name is no token": (400, head("X(: 1")),
-    "header name has a high byte": (400, head("X\xe9: 1")),
-    "header without a name": (400, head(": 1")),
     "header without a colon": (400, head("X")),
     "space before the colon": (400, head("Content-Length : 0")),
     "folded header": (400, head("X: 1\r\n 2")),
-    "header folded at once": (400, head("X:\r\n 2")),
-    "folded first header": (400, head(host=" Host: localhost")),
-    "mailbox line": (400, head(host="From me\r\nHost: localhost")),
     "NUL in a value": (400, head("X: \0")),
-    "escape in a value": (400, head("X: \x1b[0m")),
-    "DEL in a value": (400, head("X: \x7f")),
-    "bare carriage return in a value": (400, head("X: 1\rContent-Length: 5")),
-    "carriage return at the end": (400, head("X: 1\r")),
-    "head without an end": (400, b"POST /create_job HTTP/1.1\r\nHost: localhost\r\n"),
-    "negative length": (400, head("Content-Length: -1")),
+    "bare carriage return": (400, head("X: 1\r")),
     "length with a sign": (400, head("Content-Length: +5")),
-    "length with an underscore": (400, head("Content-Length: 1_0")),
-    "length in superscript": (400, head("Content-Length: \xb2")),
-    "length in words": (400, head("Content-Length: five")),
     "empty length": (400, head("Content-Length:")),
-    "list of lengths": (400, head("Content-Length: 5, 5")),
     "two lengths": (400, head("Content-Length: 5", "Content-Length: 5")),
     "long length": (400, head("Content-Length: " + "1" * 5000)),
-    "shorter body": (400, head("Content-Length: 50") + b"short"),
-    "chunked": (411, head("Transfer-Encoding: chunked")),
-    "chunked in capitals": (411, head("Transfer-Encoding: CHUNKED")),
-    "chunked with a length": (400, head("Transfer-Encoding: chunked", "Content-Length: 5")),
-    "chunked on HTTP/1.0": (400, head("Transfer-Encoding: chunked", start="POST /create_job HTTP/1.0")),
-    "chunked twice": (400, head("Transfer-Encoding: chunked", "Transfer-Encoding: chunked")),
-    "chunked not last": (400, head("Transfer-Encoding: chunked, identity")),
+    "chunked with a length": (400, head(CHUNKED, "Content-Length: 0")),
+    "chunked on HTTP/1.0": (400, head(CHUNKED, start="POST /create_job HTTP/1.0")),
+    "chunked twice": (400, head(CHUNKED, CHUNKED)),
     "unknown coding": (400, head("Transfer-Encoding: gzip, chunked")),
-    "empty coding": (400, head("Transfer-Encoding:")),
+    "chunk without a size": (400, head(CHUNKED) + b"\r\n"),
+    "chunk of a negative size": (400, head(CHUNKED) + b"-1\r\n"),
+    "chunk longer than it says": (400, head(CHUNKED) + b"5\r\nhello!\r\n0\r\n\r\n"),
 }
 
 
 @pytest.mark.parametrize("rule", REFUSED)
 def test_what_http_forbids_is_refused_and_nothing_after_it_is_read_as_a_request(server, rule):
     status, request = REFUSED[rule]
-    ends = request.endswith(b"\n") and rule != "head without an end"
 
-    (answer,) = send(server, request + (head("Connection: close") if ends else b""))
+    (answer,) = send(server, request + head("Connection: close"))
 
-    assert answer.status == status
-    assert answer.headers["Connection"] == "close"
+    assert (answer.status, answer.headers["Connection"]) == (status, "close")
     assert re.fullmatch(r"[A-Z].{20,}\.", answer.json["error_message"])
     assert server.jobs == {}
 
@@ -733,29 +596,37 @@ def test_what_http_forbids_is_refused_and_nothing_after_it_is_read_as_a_request(
 ALLOWED = {
     "HTTP/1.0 without Host": head(start="POST /create_job HTTP/1.0", host=""),
     "any case of header names": head("cOnTeNt-LeNgTh: 2", host="hOST: localhost") + b"{}",
-    "no space after the colon": head(host="Host:localhost"),
-    "space after a value": head("Content-Length: 2 \t", host="Host: localhost \t") + b"{}",
-    "bytes over 127 and tabs in a value": head("X: caf\xe9\t\xff"),
+    "spaces round a value": head("Content-Length:2 \t", host="Host: localhost \t") + b"{}",
+    "bytes over 127 in a value": head("X: caf\xe9\t\xff"),
     "an empty value": head("X:"),
+    "the longest line": head(f"X: {'x' * (65536 - 5)}"),
     "lines that end in LF alone": b"POST /create_job HTTP/1.1\nHost: localhost\n\n",
     "empty lines first": b"\r\n\n\r\n" + head(),
     "an IPv6 Host": head(host="Host: [::1]:8000"),
     "an absolute target": head(start="POST http://localhost:8000/create_job HTTP/1.1"),
-    "99 headers": head(*["X: x"] * 98),
-    "a length with zeros": head("Content-Length: 0002") + b"{}",
-    "form data with a strange boundary": head("Content-Type: multipart/form-data; boundary*=idna''a", "Content-Length: 2") + b"--",
-    "a mail in mail": head("Content-Type: message/rfc822", "Content-Length: 2") + b"--",
+    "form data with a strange boundary": head("Content-Type: multipart/x; boundary*=idna''a", "Content-Length: 2") + b"--",
+    "chunks with extensions and trailers": head(CHUNKED.upper()) + b"3;a=b\r\nabc\r\nA \r\n0123456789\r\n0\r\nX: 1\r\n\r\n",
+    "no chunk at all": head(CHUNKED) + b"0\r\n\r\n",
     "an expectation that nobody knows": head("Expect: wonders"),
-    "an expectation that HTTP/1.0 does not know": head("Expect: 100-continue", "Content-Length: 2", start="POST /create_job HTTP/1.0") + b"{}",
+    "an expectation on HTTP/1.0": head("Expect: 100-continue", "Content-Length: 2", start="POST /create_job HTTP/1.0") + b"{}",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("rule", ALLOWED)
-def test_what_http_allows_works(server, rule):
-    (answer,) = send(server, ALLOWED[rule])
+def test_what_http_allows_works_and_so_does_the_next_request(server, rule):
+    answers = send(server, ALLOWED[rule] + head("Connection: Keep-Alive, Close") + head())
 
-    assert answer.status == 200
-    assert answer.json["job_id"] in server.jobs
+    assert [answer.status for answer in answers] == [200] * (1 if "HTTP/1.0" in rule else 2)
+    assert answers[0].json["job_id"] in server.jobs
+    assert answers[-1].headers["Connection"] == "close"
+
+
+@pytest.mark.parametrize("request_bytes", [
+    b"", b"POST /cre", head()[:-2], head("Content-Length: 9") + b"short", head(CHUNKED) + b"9\r\nshort", head(CHUNKED) + b"0\r\n",
+])  # fmt: skip
+def test_a_client_that_hangs_up_in_a_request_gets_no_answer_and_no_job(server, lines, request_bytes):
+    assert send(server, request_bytes) == []
+    assert (server.jobs, lines()) == ({}, [])
 
 
 def test_requests_may_be_pipelined(server):
@@ -764,72 +635,29 @@ def test_requests_may_be_pipelined(server):
     assert [answer.status for answer in send(server, requests * 10)] == [200, 404, 200] * 10
 
 
-def test_an_answer_is_one_packet_and_waits_for_no_other(server):
+def test_a_client_that_waits_for_100_continue_is_told_to_go_on_unless_it_is_refused(server):
     with raw(server) as client:
-        client.sendall(head())
-        first = client.recv(65536)
-        wait_until(lambda: server._connections)
-        (connection,) = server._connections.values()
-
-        assert first.endswith(b"}")
-        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-
-
-@pytest.mark.parametrize("head_line", ["Connection: close", "Connection: Keep-Alive, Close"])
-def test_a_client_may_ask_for_the_connection_to_close(server, head_line):
-    answers = send(server, head(head_line) + head())
-
-    assert [answer.headers["Connection"] for answer in answers] == ["close"]
-
-
-def test_an_http_1_0_client_gets_one_answer_and_a_close(server):
-    answers = send(server, head("Connection: keep-alive", start="POST /create_job HTTP/1.0") + head())
-
-    assert [answer.status for answer in answers] == [200]
-
-
-@pytest.mark.parametrize("expectation", ["100-continue", "100-Continue"])
-def test_a_client_that_waits_for_100_continue_is_told_to_go_on(server, expectation):
-    with raw(server) as client:
-        client.sendall(head(f"Expect: {expectation}", "Content-Length: 2", "Connection: close"))
+        client.sendall(head("Expect: 100-Continue", "Content-Length: 2", "Connection: close"))
         assert client.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
         client.sendall(b"{}")
-        (answer,) = read_answers(client)
-
-    assert answer.status == 200
-
-
-def test_a_refused_client_is_not_told_to_go_on(server):
-    (answer,) = send(server, head("Expect: 100-continue", "Content-Length: 2", "Bad Header: x"))
-
-    assert answer.status == 400
+        assert [answer.status for answer in read_answers(client)] == [200]
+    assert [answer.status for answer in send(server, head("Expect: 100-continue", "Bad Header: x"))] == [400]
 
 
-@pytest.mark.parametrize("start, status", [
-    ("HEAD /nothing HTTP/1.1", 404), ("HEAD /create_job HTTP/1.1", 405), ("HEAD / HTTP/3.0", 505), ("HEAD /status/x? HTTP/1.1", 404),
-])  # fmt: skip
-def test_an_answer_to_head_never_has_a_body(server, start, status):
+def test_an_answer_to_head_never_has_a_body_and_the_next_one_has(server):
     with raw(server) as client:
-        client.sendall(head("Connection: close", start=start))
-        with client.makefile("rb") as stream:
-            answer = stream.read()
-
-    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
-    assert answer.endswith(b"\r\n\r\n")
-
-
-def test_a_refusal_after_a_head_request_has_its_body(server):
-    with raw(server) as client:
-        client.sendall(head(start="HEAD /nothing HTTP/1.1") + b"nonsense\r\n\r\n")
+        client.sendall(head(start="HEAD / HTTP/1.1") + head(start="HEAD /nothing HTTP/1.1") + b"nonsense\r\n\r\n")
         with client.makefile("rb") as stream:
             answers = stream.read()
 
-    assert answers.startswith(b"HTTP/1.1 404 ")
-    assert b"\r\n\r\nHTTP/1.1 400 " in answers
+    assert re.findall(rb"HTTP/1.1 (\d+) ", answers) == [b"200", b"404", b"400"]
+    assert answers.count(b"\r\n\r\nHTTP/1.1 ") == 2
     assert answers.endswith(b'"}')
 
 
-@pytest.mark.parametrize("target, allow", [("/create_job", "POST, OPTIONS"), ("/status/x", "GET, HEAD, OPTIONS"), ("*", "OPTIONS")])
+@pytest.mark.parametrize("target, allow", [
+    ("/create_job", "POST, OPTIONS"), ("/status/x", "GET, HEAD, OPTIONS"), ("*", "GET, HEAD, OPTIONS"), ("/x", "GET, HEAD, OPTIONS"),
+])  # fmt: skip
 def test_options_answers_what_a_browser_asks_first(server, target, allow):
     asked = {"Origin": "http://localhost:3000", "Access-Control-Request-Headers": "authorization, x-key"}
     answer = ask(server, "OPTIONS", target, headers=asked)
@@ -837,135 +665,64 @@ def test_options_answers_what_a_browser_asks_first(server, target, allow):
     assert (answer.status, answer.content) == (204, b"")
     assert answer.headers["Allow"] == answer.headers["Access-Control-Allow-Methods"] == allow
     assert answer.headers["Access-Control-Allow-Headers"] == "authorization, x-key"
-    assert answer.headers["Access-Control-Allow-Origin"] == "*"
     assert "Content-Length" not in answer.headers
 
 
-def test_a_refusal_arrives_although_the_client_is_still_sending(server):
-    with raw(server) as client:
-        client.sendall(head("Content-Length: +1"))
-        for _ in range(20):
-            client.sendall(bytes(65536))
-        client.shutdown(socket.SHUT_WR)
-        (answer,) = read_answers(client)
+def test_every_answer_has_what_a_page_on_another_port_needs(server):
+    for method, target in ("POST", "/create_job"), ("GET", "/nothing"), ("PUT", "/create_job"), ("OPTIONS", "/"):
+        for origin in None, "http://localhost:3000":
+            headers = ask(server, method, target, headers={"Origin": origin} if origin else {}).headers
 
-    assert answer.status == 400
-
-
-def test_the_last_answer_is_followed_by_the_end_at_once(server, monkeypatch):
-    monkeypatch.setattr(tracker, "GRACE", 3600)
-    with raw(server) as client:
-        client.sendall(head("Connection: close"))
-        (answer,) = read_answers(client)
-
-    assert answer.status == 200
+            assert headers["Cache-Control"] == "no-store"
+            assert headers["Access-Control-Allow-Origin"] == (origin or "*")
+            assert headers["Access-Control-Allow-Credentials"] == (origin and "true")
+            assert headers["Access-Control-Expose-Headers"] == "Location, Retry-After"
+            assert headers["Date"].endswith(" GMT")
 
 
-def test_a_refused_client_that_stays_is_let_go(clock, monkeypatch):
-    monkeypatch.setattr(tracker, "GRACE", 0.05)
-    with tracker.create_server(clock=clock) as server, raw(server) as client:
-        wait_until(lambda: server._connections)
-        (thread,) = server._connections
-        client.sendall(b"nonsense\r\n")
-
-        wait_until(lambda: not thread.is_alive())
-
-
-def test_a_refused_client_that_never_stops_sending_is_cut_off(clock, monkeypatch):
-    monkeypatch.setattr(tracker, "GRACE", 0.05)
-    with tracker.create_server(clock=clock) as server, raw(server) as client:
-        client.sendall(b"nonsense\r\n")
-        with pytest.raises(ConnectionError):
-            for _ in range(1000):
-                client.sendall(b"x")
-                time.sleep(0.001)
-
-
-def test_a_client_that_hangs_up_resets_or_stalls_is_no_error(clock, monkeypatch, capfd, lines):
-    monkeypatch.setattr(tracker._Handler, "timeout", 0.05)
-    with tracker.create_server(clock=clock) as server:
-        job_id = create(server, "?faults=drop")
+def test_a_client_that_resets_or_stalls_is_no_error(monkeypatch, capfd, lines):
+    settimeout = socket.socket.settimeout
+    monkeypatch.setattr(socket.socket, "settimeout", lambda self, s: settimeout(self, 0.05 if s == 75 else s))
+    with tracker.create_server() as server:
         linger = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)  # on, 0 seconds: closing sends a reset
         echo = "Access-Control-Request-Headers: " + "x" * 60_000  # the answer says it again, and fills all buffers
-        preflight = head(echo, start="OPTIONS * HTTP/1.1")
-        for request in b"", b"POST", head(), head("Content-Length: 9"), head() * 50, preflight * 50:
+        preflights = head(echo, start="OPTIONS * HTTP/1.1") * 50
+        for request in b"", b"POST", head("Content-Length: 9"), head() * 50, preflights:
             with raw(server) as client:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 client.sendall(request)
         with raw(server) as stalled:
             stalled.sendall(b"POST /create")
             assert stalled.recv(1) == b""  # after the time-out
-        with pytest.raises(http.client.RemoteDisconnected):
-            poll(server, job_id)
-        assert poll(server, job_id) == {"status": "pending"}
-
-    assert capfd.readouterr() == ("", "")
-    assert not [line for line in lines() if not line.startswith("INFO") or "timed out" in line]
-    assert sum(line.endswith(f'"GET /status/{job_id} HTTP/1.1" - -') for line in lines()) == 1  # what was dropped
-
-
-def test_a_silent_client_is_let_go_after_30_seconds():
-    assert tracker._Handler.timeout == 30
-
-
-def test_a_bug_that_meets_a_connection_is_logged(server, monkeypatch, lines):
-    monkeypatch.setattr(tracker._Handler, "setup", lambda self: 1 / 0)
-    with raw(server) as client:
-        assert client.recv(1) == b""
-
-    assert lines() == ["ERROR - A bug met a connection from 127.0.0.1"]
-
-
-def test_connections_that_have_ended_are_forgotten(server):
-    for _ in range(20):
         create(server)
 
-    wait_until(lambda: create(server) and len(server._connections) < 5)
+    assert capfd.readouterr() == ("", "")
+    assert all(line.startswith("INFO") for line in lines())
 
 
-def test_a_burst_is_answered_and_silent_clients_slow_nobody(server):
+def test_a_hundred_clients_at_once_are_answered_and_silent_ones_slow_nobody(server):
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(raw(server)) for _ in range(300)]
+        clients = [stack.enter_context(raw(server)) for _ in range(80)]
         assert create(server) in server.jobs
         for client in clients:
             client.sendall(head("Connection: close"))
-        assert [answer.status for client in clients for answer in read_answers(client)] == [200] * 300
+        assert [answer.status for client in clients for answer in read_answers(client)] == [200] * 80
 
 
 # --- Living in a test suite -----------------------------------------------------------------------------------
+
+
+def test_a_server_is_bound_when_it_is_made_and_says_where(server):
+    assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d*", server.url)
+    assert server.jobs is server.service.jobs
+    with pytest.raises(OSError):
+        tracker.create_server(port=server.server_address[1])
 
 
 def test_a_server_is_made_without_a_look_up_of_its_name(monkeypatch):
     monkeypatch.setattr(socket, "getfqdn", lambda *_: pytest.fail("it was looked up"))
 
     tracker.create_server().server_close()
-
-
-def test_a_program_that_forgets_to_close_a_server_can_still_end():
-    server = tracker.create_server()
-    loop = threading.Thread(target=server.serve_forever, daemon=False)
-    loop.start()
-    with raw(server):
-        wait_until(lambda: server._connections)
-        daemons = [thread.daemon for thread in server._connections]
-    server.shutdown()
-    server.server_close()
-    loop.join(5)
-    with tracker.create_server() as server:
-        daemons.append(server._thread.daemon)
-
-    assert daemons == [True, True]
-
-
-def test_a_server_is_bound_when_it_is_made_and_says_where(server):
-    assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d*", server.url)
-    assert repr(server) == f"<TrackerServer {server.url}>"
-    assert server.jobs is server.service.jobs
-
-
-def test_a_busy_port_raises(server):
-    with pytest.raises(OSError):
-        tracker.create_server(port=server.server_address[1])
 
 
 def has_ipv6():
@@ -975,21 +732,12 @@ def has_ipv6():
     return False
 
 
-NEEDS_IPV6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
-
-
-@pytest.mark.parametrize(
-    "host, url",
-    [
-        ("0.0.0.0", "http://127.0.0.1:"),
-        pytest.param("::1", "http://[::1]:", marks=NEEDS_IPV6),
-        pytest.param("::", "http://[::1]:", marks=NEEDS_IPV6),
-    ],
-)
+@pytest.mark.parametrize("host, url", [("0.0.0.0", "http://127.0.0.1:"), ("::1", "http://[::1]:"), ("::", "http://[::1]:")])
 def test_other_hosts_have_a_url_that_works(host, url):
+    if ":" in host and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
     with tracker.create_server(host) as server, urllib.request.urlopen(server.url + "/create_job", b"") as answer:
-        assert answer.status == 200
-        assert server.url.startswith(url)
+        assert (answer.status, server.url.startswith(url)) == (200, True)
 
 
 def test_two_servers_share_nothing(server):
@@ -999,57 +747,48 @@ def test_two_servers_share_nothing(server):
         assert (len(server.jobs), len(other.jobs)) == (1, 2)
 
 
-def test_after_the_block_the_port_refuses_and_every_connection_is_closed(clock):
+def test_after_the_block_the_port_refuses_and_every_connection_is_closed(clock, lines):
+    before = threading.active_count()
     with contextlib.ExitStack() as stack:
         with pytest.raises(ZeroDivisionError), tracker.create_server(clock=clock) as server:
-            silent = stack.enter_context(raw(server))
-            halfway = stack.enter_context(raw(server))
+            silent, halfway = stack.enter_context(raw(server)), stack.enter_context(raw(server))
             halfway.sendall(head("Content-Length: 100") + b"half")
             idle = stack.enter_context(connected(server))
             create(idle)
+            wait_until(lambda: threading.active_count() == before + 4)
             1 / 0
 
+        assert threading.active_count() == before
         assert silent.recv(1) == b""
         assert read_answers(halfway) == []
         with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
             create(idle)
-        with pytest.raises(ConnectionRefusedError), raw(server):
-            pass
+        with pytest.raises(ConnectionRefusedError):
+            raw(server)
+    assert len(lines()) == 2
 
 
 def test_a_reply_in_flight_arrives_whole(clock):
     """Latency keeps a reply in flight; the end of the block sends it at once."""
     with tracker.create_server(clock=clock, latency=3600) as server:
-        client = socket.create_connection(server.server_address)
-        client.sendall(head())
+        client = raw(server)
+        client.sendall(head() * 2)
         wait_until(lambda: server.jobs)
 
     with client:
-        (answer,) = read_answers(client)
-    assert answer.json["job_id"] in server.jobs
-
-
-def test_latency_is_waited_for_before_each_answer(monkeypatch):
-    with tracker.create_server(latency=2.5) as server:
-        waited = []
-        monkeypatch.setattr(server.closing, "wait", waited.append)
-        ask(server, "GET", "/nothing")
-        create(server)
-
-    assert waited == [2.5, 2.5]
+        assert [answer.json["job_id"] for answer in read_answers(client)] == list(server.jobs)
 
 
 def test_a_client_that_reads_nothing_does_not_hold_up_the_end(clock, monkeypatch):
     monkeypatch.setattr(tracker, "GRACE", 0.05)
     before = threading.active_count()
+    echo = head("Access-Control-Request-Headers: " + "x" * 60_000, start="OPTIONS * HTTP/1.1")
     with tracker.create_server(clock=clock) as server:
-        client = socket.socket()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(server.server_address)
+        client = raw(server)
         client.settimeout(0.1)
         with contextlib.suppress(TimeoutError):
             while True:
-                client.sendall(head() * 100)
+                client.sendall(echo)
 
     assert threading.active_count() == before
     client.close()
@@ -1062,211 +801,90 @@ def open_descriptors():
 def test_a_hundred_servers_leave_no_thread_and_no_descriptor(clock):
     before = threading.active_count(), open_descriptors()
     for _ in range(100):
+        with tracker.create_server(clock=clock):
+            pass
         with tracker.create_server(clock=clock) as server, connected(server) as connection:
             create(connection)
-            idle = socket.create_connection(server.server_address)
+            idle = raw(server)
         assert threading.active_count() == before[0]
         idle.close()
 
     assert open_descriptors() == before[1]
 
 
-def stop(server):
-    assert ends(started(server.shutdown))
+def test_a_failed_accept_costs_one_connection_and_a_patched_socket_does_not_hold_up_the_end():
+    before = threading.active_count()
+    with mock.patch.object(socket.socket, "accept", side_effect=RuntimeError("no sockets in tests")):
+        server = tracker.create_server()
+        with server:
+            client = raw(server)
+            wait_until(lambda: socket.socket.accept.called)
+            mock.patch.stopall()
+            stop = mock.patch("socket.socket", side_effect=RuntimeError)
+            stop.start()
+    stop.stop()
+    client.close()
+
+    assert threading.active_count() == before
+    with pytest.raises(ConnectionRefusedError):
+        raw(server)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it has no fork")
+def test_a_forked_child_does_not_keep_the_port():
+    with tracker.create_server() as server:
+        create(server)
+        child = os.fork()
+        if not child:
+            time.sleep(30)
+            os._exit(0)
+    try:
+        with pytest.raises(ConnectionRefusedError):
+            raw(server)
+        tracker.create_server(port=server.server_address[1]).server_close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_serve_forever_and_shutdown_mean_what_they_always_meant():
     server = tracker.create_server()
-    for _ in range(3):
-        thread = started(server.serve_forever)
-        assert create(server) in server.jobs
-        stop(server)
-        assert ends(thread)
-    server.server_close()
-
-
-def test_a_shutdown_waits_until_the_loop_has_ended_and_two_stop_one_loop(monkeypatch):
-    server = tracker.create_server()
-    reached, go_on = threading.Event(), threading.Event()
-    monkeypatch.setattr(server, "verify_request", lambda *_: reached.set() or go_on.wait(5))
-    started(server.serve_forever)
-    with raw(server):
-        assert reached.wait(5)
-        stops = [started(server.shutdown) for _ in range(2)]
-        stops[0].join(0.05)
-        assert [thread.is_alive() for thread in stops] == [True, True]
-        go_on.set()
-        assert [ends(thread) for thread in stops] == [True, True]
-
-    started(server.serve_forever)
+    first, second = started(server.serve_forever), started(server.serve_forever)
     assert create(server) in server.jobs
-    stop(server)
+
+    assert ends(started(server.shutdown))
+    assert ends(first) and ends(second)
+    assert ends(started(server.serve_forever))  # a stopped server stays stopped
     server.server_close()
-
-
-def test_serving_in_a_block_that_serves_waits_for_its_end():
-    """As in the examples of the socketserver documentation."""
-    with tracker.create_server() as server:
-        thread = started(server.serve_forever)
-        assert create(server) in server.jobs
-        thread.join(0.05)
-        assert thread.is_alive()
-        stop(server)
-
-        assert ends(thread)
-
-
-def test_a_block_ends_although_its_own_thread_comes_late():
-    server = tracker.create_server()
-    serve, ended = server.serve_forever, threading.Event()
-    server.serve_forever = lambda: ended.wait(5) and serve()
-    with server:
-        other = started(serve)
-        create(server)
-        started(lambda: other.join(5) or ended.set())
-
-    assert ends(other)
-
-
-def test_a_closed_server_serves_no_more():
-    server = tracker.create_server()
-    server.server_close()
-
-    assert ends(started(server.serve_forever))
-
-
-def test_a_loop_that_is_begun_again_and_again_can_be_stopped():
-    server = tracker.create_server()
-    more = [True] * 100
-
-    def serve():
-        while more:
-            more.pop()
-            server.serve_forever()
-
-    thread = started(serve)
-    while more:
-        stop(server)
-    stop(server)
-    server.server_close()
-
-    assert ends(thread)
-
-
-def test_a_stop_does_not_hang_however_early_it_comes():
-    for _ in range(50):
-        with tracker.create_server():
-            pass
+    with pytest.raises(ValueError, match="create another"), server:
+        pass
 
 
 def test_closing_a_server_that_never_served_does_not_hang():
     server = tracker.create_server()
-    server.shutdown()
-    server.handle_request()  # takes the connection that was to wake the loop
-    assert ends(started(server.serve_forever, 3600))  # asked to stop before it began
-    server.server_close()
-    server.server_close()
-
-
-def test_a_stop_does_not_wait_for_the_poll_interval():
-    server = tracker.create_server()
-    started(server.serve_forever, 3600)
-    create(server)
-
-    stop(server)
-    server.server_close()
-
-
-def test_a_stop_comes_although_no_connection_can_be_made_to_ask_for_it(monkeypatch):
-    server = tracker.create_server()
-    started(server.serve_forever, 0.01)
-    create(server)
-    monkeypatch.setattr(socket, "socket", fail)
-
-    stop(server)
-    server.server_close()
-
-
-def test_a_stop_is_asked_for_once_however_many_signals_come(monkeypatch):
-    server = tracker.create_server()
-    server._ask_to_stop()
-    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("it was asked for again"))
-    server._ask_to_stop()
-    server.server_close()
-
-
-def test_a_request_that_the_stop_cuts_off_is_not_called_wrong(server):
-    with raw(server) as client:
-        client.sendall(head())
-        assert client.recv(65536)
-        server.closing.set()
-        client.sendall(head("Bad Header: x") + head())
-
-        assert read_answers(client) == []
-    assert len(server.jobs) == 1
-
-
-def test_a_body_that_was_sent_before_the_server_closes_is_read(server):
-    server.closing.set()
-
-    (answer,) = send(server, head("Content-Length: 1000000") + bytes(1_000_000))
-
-    assert answer.status == 200
-
-
-def test_a_connection_that_goes_on_gets_one_more_answer_when_the_server_closes(server):
-    server.closing.set()
-
-    (answer,) = send(server, head() * 2)
-
-    assert (answer.status, answer.headers["Connection"]) == (200, "close")
-
-
-def test_without_descriptors_the_loop_does_not_spin(server, monkeypatch):
-    waits = []
-    monkeypatch.setattr(time, "sleep", waits.append)
-    server.socket.settimeout(0)  # so that accepting fails
-
-    with pytest.raises(OSError):
-        server.get_request()
-    assert waits == [0.05]
+    assert ends(started(server.shutdown))
+    for _ in range(2):
+        server.server_close()
 
 
 def test_a_port_is_free_again_at_once():
     with tracker.create_server() as first:
         create(first)
-        client = socket.create_connection(first.server_address)
+        client = raw(first)
     with tracker.create_server(port=first.server_address[1]) as second:
         assert second.url == first.url
     client.close()
 
 
-def test_a_closed_server_says_that_it_is_closed(server):
-    server.server_close()
-
-    with pytest.raises(RuntimeError, match="create another"), server:
-        pass
-
-
 def test_importing_has_no_effect(tmp_path):
-    code = """
-        import logging, os, threading, tracker
-        assert os.listdir() == [] and threading.active_count() == 1
-        assert not logging.getLogger().handlers and not logging.getLogger("tracker").handlers
-    """
-    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
+    code = (
+        "import logging, os, threading, tracker\n"
+        "assert os.listdir() == [] and threading.active_count() == 1\n"
+        "assert not logging.getLogger().handlers and not logging.getLogger('tracker').handlers\n"
+    )
     environment = {**os.environ, "PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1"}
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
-
-
-def test_a_strategy_is_simulated_over_ten_thousand_jobs_without_a_server(service, clock):
-    for _ in range(10_000):
-        job = service.create_job()
-        while job.delay is None:
-            clock.sleep(10)
-            service.query_status(job.job_id)
-
-    assert {(job.requests, job.delay) for job in service.jobs.values()} == {(3, 0)}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, env=environment, check=True)
 
 
 def test_the_public_names_are_few():
@@ -1278,14 +896,15 @@ def test_the_public_names_are_few():
 
 @contextlib.contextmanager
 def running(folder, *options):
-    """A real process, and the URL that it printed."""
+    """A real process, and the URL that it printed; nobody reads its standard error."""
     command = [sys.executable, "-W", "error", str(HERE / "tracker.py"), "--port", "0", *options]
     environment = {**os.environ, "PYTHONUNBUFFERED": ""}  # so that what is printed must have been flushed
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
         try:
-            process.url = re.search(r"http://\S+", process.stdout.readline()).group()
-            process.address = process.url.removeprefix("http://").split(":")
+            process.printed = [process.stdout.readline() for _ in range(3)]
+            process.url = re.search(r"http://\S+", process.printed[0]).group()
+            process.server_address = process.url.removeprefix("http://").split(":")
             yield process
         finally:
             process.kill()
@@ -1296,67 +915,44 @@ def get(url, body=None):
         return json.load(answer)
 
 
-def test_a_process_tells_how_to_use_it_serves_and_logs(tmp_path):
-    with running(tmp_path, "--duration", "0", "0", "--error-rate", "0") as process:
-        usage = process.stdout.readline(), process.stdout.readline()
-        job_id = get(process.url + "/create_job", b"")["job_id"]
-        status = get(f"{process.url}/status/{job_id}")
-        log = (tmp_path / "server.log").read_text(encoding="utf-8")
-        process.terminate()
-        console = process.communicate(timeout=5)[1]
-
-    assert usage == (f"  curl -X POST {process.url}/create_job\n", f"  curl {process.url}/status/JOB_ID\n")
-    assert status == {"status": "completed"}
-    assert f"INFO - Job {job_id} created\n" in log
-    assert re.search(r"\nINFO - Translation metrics - Requests: 1, Status: completed, Total time: 0\.\d\ds, Delay: 0\.\d\ds\n", log)
-    assert console == log
-    assert process.returncode == 0 or os.name == "nt"  # where terminate() is no signal
-
-
-@pytest.mark.skipif(os.name == "nt", reason="a signal cannot be sent to one process there")
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_cleanly_whoever_is_connected(tmp_path, signum):
-    with running(tmp_path) as process, contextlib.ExitStack() as stack:
+def test_a_process_says_how_to_use_it_logs_and_ends_however_many_signals_come(tmp_path):
+    (tmp_path / "my.log").write_bytes(bytes(tracker.LOG_SIZE + 1))  # full
+    options = "--duration 0 0 --error-rate 1 --faults 429 --retry-after 7 --seed 5 --latency 0.001 --log-file my.log"
+    with running(tmp_path, *options.split()) as process, contextlib.ExitStack() as stack:
+        with connected(process) as connection:
+            job_id = create(connection)
+            fault = ask(connection, "GET", f"/status/{job_id}")
+            status = poll(connection, job_id)
+            for _ in range(1500):  # more than a pipe holds, were they logged there
+                ask(connection, "HEAD", "/")
         for _ in range(50):
-            stack.enter_context(socket.create_connection(process.address))
-        get(process.url + "/create_job", b"")
-        for number in signum, signal.SIGINT, signal.SIGTERM, signum:
-            process.send_signal(number)
+            stack.enter_context(raw(process))
+        if os.name != "nt":  # where terminate() is no signal
+            for signum in signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGTERM:
+                process.send_signal(signum)
+                time.sleep(0.001)
+            assert process.wait(5) == 0
+        process.kill()
         console = process.communicate(timeout=5)[1]
 
-    assert process.returncode == 0
-    assert len(console.splitlines()) == 2  # a job, and the request for it
+    log = (tmp_path / "my.log").read_text(encoding="utf-8")
+    assert process.printed[0].startswith(f"Listening on {process.url} (") and "my.log" in process.printed[0]
+    assert process.printed[1:] == [f"  curl -X POST {process.url}/create_job\n", f"  curl {process.url}/status/JOB_ID\n"]
+    assert job_id == tracker.TranslationService(seed=5).create_job().job_id
+    assert (fault.status, fault.headers["Retry-After"], status["status"]) == (429, "7", "error")
+    assert log.startswith(f"INFO - Job {job_id} created\n")
+    assert re.search(r"\nINFO - Translation metrics - Requests: 2, Status: error, Total time: 0\.\d\ds, Delay: 0\.\d\ds\n", log)
+    assert console == ""
+    assert {path.name for path in tmp_path.iterdir()} == {"my.log", "my.log.1"}
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a signal cannot be sent to one process there")
-def test_a_signal_lets_a_reply_in_flight_arrive(tmp_path):
-    with running(tmp_path, "--latency", "3600") as process:
-        with socket.create_connection(process.address, timeout=5) as client:
-            client.sendall(head())
-            wait_until(lambda: " created" in (tmp_path / "server.log").read_text(encoding="utf-8"))
-            process.terminate()
-            (answer,) = read_answers(client)
-
-    assert answer.status == 200
-
-
-@pytest.mark.parametrize(
-    "options, words",
-    [
-        (["--port", "BUSY"], "cannot listen on 127.0.0.1 port BUSY: "),
-        (["--port", "many"], "argument --port: invalid int value: 'many'"),
-        (["--port", "70000"], "port must be a whole number from 0, which picks a free one, to 65535, not 70000"),
-        (["--host", "no such host"], "cannot listen on no such host port 8000: "),
-        (["--host", "\xe9..b"], "host must be a host name or an address, not '\xe9..b'"),
-        (["--error-rate", "2"], "error_rate must be a number from 0 to 1, not 2.0"),
-        (["--duration", "9", "1"], "duration must be a pair of seconds, (low, high), with 0 <= low <= high, not [9.0, 1.0]"),
-        (["--retry-after", "soon"], "argument --retry-after: invalid int value: 'soon'"),
-        (["--a\nb", "1"], r"unrecognized arguments: --a\x0ab 1"),
-        (["--se", "1"], "unrecognized arguments: --se 1"),
-        (["--speed", "2"], "unrecognized arguments: --speed 2"),
-        (["--port", "0", "--log-file", "missing/server.log"], "cannot write the log missing/server.log: "),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("options, words", [
+    (["--port", "BUSY"], "port BUSY"), (["--port", "many"], "argument --port: invalid int value: 'many'"),
+    (["--port", "70000"], "port must be a number from 0, which picks a free one, to 65535, not 70000"),
+    (["--host", "no such host"], "no such host port 8000"), (["--fault-rate", "2"], "fault_rate must be a number from 0 to 1"),
+    (["--faults", "503,x"], "faults must be a list of HTTP statuses"), (["--duration", "9", "1"], "duration must be a pair"),
+    (["--speed", "2"], "unrecognized arguments: --speed 2"), (["--port", "0", "--log-file", "no/such.log"], "no/such.log"),
+])  # fmt: skip
 def test_what_cannot_be_done_is_one_line_and_status_2(server, capsys, options, words):
     busy = str(server.server_address[1])
     with pytest.raises(SystemExit) as exit:
@@ -1364,71 +960,8 @@ def test_what_cannot_be_done_is_one_line_and_status_2(server, capsys, options, w
 
     error = capsys.readouterr().err
     assert exit.value.code == 2
-    assert error.startswith("tracker.py: " + words.replace("BUSY", busy))
-    assert error.count("\n") == 1
-    assert error.endswith("\n")
-
-
-def log_a_hundred_lines(folder, monkeypatch):
-    monkeypatch.setattr(tracker, "LOG_SIZE", 1000)
-    with contextlib.closing(tracker._LogFile(folder / "server.log")) as log_file:
-        for number in range(100):
-            log_file.handle(logging.makeLogRecord({"msg": f"{number:099}"}))
-
-
-def test_the_log_is_kept_from_growing_without_bound(tmp_path, monkeypatch):
-    log_a_hundred_lines(tmp_path, monkeypatch)
-
-    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
-    assert set(sizes) == {"server.log", "server.log.1"}
-    assert max(sizes.values()) <= 1100
-
-
-def test_a_log_that_cannot_be_renamed_goes_on_and_keeps_the_old_one(tmp_path, monkeypatch):
-    (tmp_path / "server.log.1").write_text("older lines")
-    monkeypatch.setattr(os, "replace", fail)
-    log_a_hundred_lines(tmp_path, monkeypatch)
-
-    assert (tmp_path / "server.log").stat().st_size == 100 * 100
-    assert (tmp_path / "server.log.1").read_text() == "older lines"
-
-
-@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be removed there")
-def test_a_log_whose_folder_is_gone_disturbs_nobody(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(tracker, "LOG_SIZE", 0)
-    folder = tmp_path / "logs"
-    folder.mkdir()
-    with contextlib.closing(tracker._LogFile(folder / "server.log")) as log_file:
-        log_file.handle(logging.makeLogRecord({"msg": "first"}))
-        (folder / "server.log").unlink()
-        folder.rmdir()
-        log_file.handle(logging.makeLogRecord({"msg": "lost"}))
-        folder.mkdir()
-        log_file.handle(logging.makeLogRecord({"msg": "last"}))
-
-    assert (folder / "server.log").read_text() == "last\n"
-    assert "FileNotFoundError" in capfd.readouterr().err
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="it has no disk that is always full")
-def test_a_full_disk_does_not_change_how_it_ends(tmp_path):
-    with running(tmp_path, "--log-file", "/dev/full") as process:
-        get(process.url + "/create_job", b"")
-        process.terminate()
-        process.communicate(timeout=5)
-
-    assert process.returncode == 0
-
-
-@pytest.mark.skipif(os.name == "nt", reason="it has no /dev/stdout")
-def test_a_log_that_is_no_file_is_only_written(tmp_path):
-    with running(tmp_path, "--log-file", "/dev/stdout") as process:
-        get(process.url + "/create_job", b"")
-        process.terminate()
-        printed, console = process.communicate(timeout=5)
-
-    assert printed.endswith(console)
-    assert "Traceback" not in console
+    assert words.replace("BUSY", busy) in error.splitlines()[-1]
+    assert "Traceback" not in error
 
 
 # --- The documents --------------------------------------------------------------------------------------------
@@ -1441,8 +974,7 @@ def readme_blocks(language):
 def test_the_example_in_the_module_works():
     result = doctest.testmod(tracker)
 
-    assert result.failed == 0
-    assert result.attempted > 5
+    assert (result.failed, result.attempted) == (0, 5)
 
 
 def translate(url, sleep=time.sleep):
@@ -1472,9 +1004,8 @@ def test_the_python_in_the_readme_works_and_prints_what_it_says(monkeypatch):
 def test_the_readme_shows_the_command_line_as_it_is(capsys):
     with pytest.raises(SystemExit):
         tracker.main(["--help"])
-    documented = set(re.findall(r"--[a-z-]+", README))
 
-    assert set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"} <= documented
+    assert set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"} <= set(re.findall(r"--[a-z-]+", README))
 
 
 if __name__ == "__main__":

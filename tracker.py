@@ -1,43 +1,30 @@
 """A fake video-translation service that measures how well its clients poll.
 
-    python tracker.py                       # beside a client in any language
-
-In a test, time is moved by hand, so a 30-second job takes no time at all:
-
->>> import json, tracker, urllib.request
->>> def fetch(url, body=None):
-...     with urllib.request.urlopen(url, body) as answer:
-...         return json.load(answer)
->>> clock = tracker.ManualClock()
->>> with tracker.create_server(duration=(30, 30), error_rate=0, clock=clock) as server:
-...     job_id = fetch(server.url + "/create_job", b"")["job_id"]
-...     early = fetch(f"{server.url}/status/{job_id}")
-...     clock.advance(32)
-...     late = fetch(f"{server.url}/status/{job_id}")
->>> early, late
-({'status': 'pending'}, {'status': 'completed'})
->>> job = server.jobs[job_id]
->>> job.requests, job.polls, job.delay      # the end was noticed 2 seconds late
-(2, [0.0, 32.0], 2.0)
-
 POST /create_job        {"job_id": "<uuid4>"}
 GET /status/<job_id>    {"status": "pending"}, then "in_progress", then "completed",
                         or {"status": "error", "error_message": "<why>"}
 
-The file is also an example of a small threaded HTTP server: the job, the service that keeps the jobs, HTTP,
-the server, the command line. It is a test double: do not put it on the internet, where http.server does not
-belong either.
+`python tracker.py` serves it to a client in any language. In a test, a 30-second job takes no time:
+
+>>> import json, tracker
+>>> from urllib.request import urlopen
+>>> clock = tracker.ManualClock()
+>>> with tracker.create_server(duration=(30, 30), error_rate=0, clock=clock) as server:
+...     job_id = json.load(urlopen(server.url + "/create_job", b""))["job_id"]
+...     clock.advance(32)
+...     json.load(urlopen(f"{server.url}/status/{job_id}"))
+{'status': 'completed'}
+>>> server.jobs[job_id].delay      # the end was noticed 2 seconds late
+2.0
+
+The file is also an example of a small threaded HTTP server, to be read from top to bottom. It is a test
+double: do not put it on the internet, where http.server does not belong either.
 """
 
 import argparse
 import contextlib
-import dataclasses
-import functools
-import http.client
-import io
 import json
 import logging
-import math
 import os
 import random
 import re
@@ -48,861 +35,553 @@ import sys
 import threading
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple, NoReturn
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any
+from urllib.parse import parse_qs
 
 __all__ = ["ManualClock", "TrackerServer", "TranslationJob", "TranslationService", "create_server"]
 
-Clock = Callable[[], float]  # called without arguments, returns seconds
-Fault = int | str  # an HTTP status from 400 to 599, or "drop"
-
-DURATION = (5.0, 15.0)  # seconds, from and to
-ERROR_RATE = 0.1  # often enough that nobody forgets to handle it
-RETRY_AFTER = 1  # whole seconds, all that the header can say
-JOBS_KEPT = 100_000  # about 50 MB, not yet polled; a real service forgets too, by age
-POLLS_KEPT = 1_000  # of each job: enough to see any schedule, not enough for a stuck client to fill the memory
-CLIENT_TIMEOUT = 30  # seconds of silence after which a connection is closed
-GRACE = 1.0  # seconds that a step of closing may take: mostly for a client to read its last answer
-LINE_SIZE = 65_536  # bytes, of the request line and of each header, as in the standard library
-HEADER_LINES = 100  # so many are refused, as in the standard library
-PIECE = 65_536  # bytes of a request body in memory at a time
-LOG_SIZE = 10_000_000  # bytes of server.log before it becomes server.log.1
+Clock = Callable[[], float]  # returns seconds
+Fault = int | str  # what a poll gets instead of an answer: an HTTP status from 400 to 599, or "drop"
+Faults = Iterable[Fault]  # or a text like "503,drop"
 
 FINAL = ("completed", "error")
 ERROR_MESSAGES = (
     "The audio track could not be decoded.",
     "No speech was detected in the video.",
     "The source language is not supported.",
-    "The translation model ran out of memory.",
     "The lip-sync stage failed to converge.",
 )
 
 log = logging.getLogger("tracker")
 
 
-def _is_number(value: object, low: float, high: float, kind: Any = (int, float)) -> bool:
-    """Whether value is a number of that kind from low to high; a NaN, a bool and an int beyond all floats are not."""
-    with contextlib.suppress(OverflowError):
-        return isinstance(value, kind) and not isinstance(value, bool) and low <= float(value) <= high
-    return False
+class _Refusal(ValueError):
+    """Why a value or a request is not taken; over HTTP, the answer has this status and these headers."""
+
+    def __init__(self, sentence: str, status: int = 400, headers: Mapping[str, str] = {}) -> None:
+        super().__init__(sentence)
+        self.status, self.headers = status, headers
 
 
-def _unusable(name: str, given: object, accepted: str) -> ValueError:
-    """Return the error that says which value is unusable, what was given and what is accepted."""
-    return ValueError(f"{name} must be {accepted}, not {given!r:.80}")
+def _require(fulfilled: Any, name: str, given: object, accepted: str) -> Any:
+    """Return what is fulfilled, or raise the _Refusal that says what was given and what is accepted."""
+    if not fulfilled:
+        raise _Refusal(f"{name} must be {accepted}, not {given!r:.80}.")
+    return fulfilled
 
 
-# --- The job: what it is, and how time changes it -------------------------------------------------------------
+# --- The job: what it is, and how time changes it ---------------------------------------------------------
 
 
-@dataclasses.dataclass(slots=True)
+@dataclass(slots=True)
 class TranslationJob:
     """One translation, whose fate is sealed at its creation and revealed by polls.
 
-    All times are seconds on the service's clock. Every field may be set by a test, between two polls; `total_time`
-    and `delay` follow from the others.
+    Times are seconds on the service's clock. A test may set any field between two polls.
     """
 
     job_id: str
     status: str = "pending"
     created_at: float = 0.0
-    updated_at: float = math.nan  # when a query last moved the status; until then, created_at
+    updated_at: float = 0.0  # when a query last moved the status; at first, the same as created_at
     error_message: str | None = None
     duration: float = 0.0
     outcome: str = "completed"  # the status to end in, "completed" or "error"
-    faults: list[Fault] = dataclasses.field(default_factory=list)  # what the next status queries get instead
+    faults: list[Fault] = field(default_factory=list)  # what the next status queries get instead of an answer
     requests: int = 0  # status queries so far, faulted ones too
-    polls: list[float] = dataclasses.field(default_factory=list)  # seconds after creation, up to POLLS_KEPT of them
-
-    def __post_init__(self) -> None:
-        if math.isnan(self.updated_at):
-            self.updated_at = self.created_at
+    polls: list[float] = field(default_factory=list)  # seconds after creation, of the first 1,000 of them
+    total_time: float | None = None  # seconds from creation until a query saw the end
+    delay: float | None = None  # seconds for which the end went unnoticed
 
     def update_status(self, now: float) -> None:
         """Move the status to what it is at `now`: never back, and never away from an end."""
-        before, elapsed = self.status, now - self.created_at
-        if before not in FINAL:
-            if elapsed >= self.duration:
-                self.status = self.outcome
-            elif elapsed >= self.duration / 5:
-                self.status = "in_progress"
+        before = self.status
+        elapsed = round(now - self.created_at, 6)  # or ten sleeps of 0.1 would make 0.9999999999999999
+        if before not in FINAL and elapsed >= self.duration:
+            self.status = self.outcome
+            self.total_time, self.delay = elapsed, round(elapsed - self.duration, 6)
+        elif before == "pending" and elapsed >= round(self.duration / 5, 6):
+            self.status = "in_progress"
         if self.status != before:
             self.updated_at = now
         if self.status == "error" and self.error_message is None:
             # Drawn by the id, so that neither the polls nor other jobs change it.
             self.error_message = random.Random(self.job_id).choice(ERROR_MESSAGES)
 
-    @property
-    def total_time(self) -> float | None:
-        """Seconds from creation until a query saw the end; None before that."""
-        return self.updated_at - self.created_at if self.status in FINAL else None
 
-    @property
-    def delay(self) -> float | None:
-        """Seconds for which the end went unnoticed; None before it was seen."""
-        return None if self.total_time is None else self.total_time - self.duration
+# --- The clock: time as an argument -----------------------------------------------------------------------
 
 
+@dataclass
 class ManualClock:
-    """A clock that stands still until `advance` is called; give `sleep` to the client instead of `time.sleep`."""
+    """A clock that stands still until `advance` is called; a client under test sleeps with its `sleep`."""
 
-    def __init__(self, now: float = 0.0) -> None:
-        self.now = now
+    now: float = 0.0  # seconds
 
     def __call__(self) -> float:
         return self.now
 
     def advance(self, seconds: float) -> None:
         """Move the clock on by `seconds`; ValueError if that is less than 0, as for `time.sleep`."""
-        if not _is_number(seconds, 0, sys.float_info.max):
-            raise _unusable("seconds", seconds, "a finite number, 0 or more")
+        _require(0 <= seconds < float("inf"), "seconds", seconds, "a finite number, 0 or more")
         self.now += seconds
 
     sleep = advance
 
 
 def _wall_clock(wall: Clock = time.time, monotonic: Clock = time.monotonic) -> Clock:
-    """Return a clock that reads like a Unix timestamp but does not jump when the system's clock is set.
-
-    The defaults are bound at import, out of reach of libraries that replace the functions of `time` later.
-    """
-    anchor = wall() - monotonic()
+    """Return a clock that reads like a Unix timestamp but does not jump when the system's clock is set."""
+    anchor = wall() - monotonic()  # bound early: freezegun and the like replace the functions of `time` later
     return lambda: anchor + monotonic()
 
 
-# --- The service: all jobs, one lock, one log -----------------------------------------------------------------
+# --- The service: all jobs, one lock, one log -------------------------------------------------------------
+
+JOBS_KEPT = 100_000  # about 50 MB, not yet polled; a real service forgets too, by age
+POLLS_KEPT = 1_000  # of each job: a client that never stops must not fill the memory
+SECONDS = "a number of seconds, 0 or more, or inf, which never ends"
+METRICS = "Translation metrics - Requests: %d, Status: %s, Total time: %.2fs, Delay: %.2fs"
 
 
+def _list_of(faults: Faults) -> list[Fault]:
+    """Return a new list of the faults; ValueError if one is none."""
+    if isinstance(faults, str):
+        faults = [int(fault) if re.fullmatch("[0-9]{3}", fault) else fault for fault in faults.split(",")]
+    copy = list(faults)
+    fit = all(fault == "drop" or fault in range(400, 600) for fault in copy)
+    _require(fit, "faults", copy, "a list of HTTP statuses from 400 to 599, or drop")
+    return copy
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
 class TranslationService:
     """Creates jobs and answers status queries, for any number of threads; it needs no server.
 
-    duration    (low, high): each job takes a uniformly drawn number of seconds from this range
-    error_rate  the chance, from 0 to 1, that a job ends as "error"
-    fault_rate  the chance, from 0 to 1, that a status query gets a 503 instead of an answer
-    seed        the same seed gives the same ids, durations, outcomes and error messages
-    clock       any callable that returns seconds; read once per created job and once per status query
-
-    A value out of range raises ValueError.
+    Raises ValueError for an option out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        duration: tuple[float, float] = DURATION,
-        error_rate: float = ERROR_RATE,
-        fault_rate: float = 0.0,
-        seed: int | None = None,
-        clock: Clock | None = None,
-    ) -> None:
-        match duration:
-            case (low, high) if _is_number(high, 0, math.inf) and _is_number(low, 0, high):
-                self._shortest, self._longest = low, high
+    duration: tuple[float, float] = (5.0, 15.0)  # seconds, low and high: a job's is drawn from between
+    error_rate: float = 0.1  # the chance, from 0 to 1, that a job ends as "error"
+    faults: Faults = ()  # what the first polls of each job get instead of an answer, in turn
+    fault_rate: float = 0.0  # the chance, from 0 to 1, that a poll gets a 503 instead of an answer
+    seed: int | None = None  # the same seed gives the same ids, durations, outcomes and error messages
+    clock: Clock = field(default_factory=_wall_clock)  # read once per created job and once per poll
+
+    def __post_init__(self) -> None:
+        match self.duration:  # if this is a SyntaxError: Python 3.10 or newer is needed
+            case (low, high) if 0 <= low <= high:
+                pass
             case _:
-                raise _unusable("duration", duration, "a pair of seconds, (low, high), with 0 <= low <= high")
-        for name, rate in ("error_rate", error_rate), ("fault_rate", fault_rate):
-            if not _is_number(rate, 0, 1):
-                raise _unusable(name, rate, "a number from 0 to 1")
-        if not (clock is None or callable(clock)):
-            raise _unusable("clock", clock, "a callable that returns seconds")
-        self.jobs: OrderedDict[str, TranslationJob] = OrderedDict()  # a plain dict is slow to lose its oldest
-        self._error_rate = error_rate
-        self._fault_rate = fault_rate
-        self._clock = _wall_clock() if clock is None else clock
-        self._dice = random.Random(seed)
-        self._fault_dice = random.Random(self._dice.random())  # its own, so that polling changes no later job
+                _require(False, "duration", self.duration, "a pair of seconds, (low, high), 0 <= low <= high")
+        for name, rate in ("error_rate", self.error_rate), ("fault_rate", self.fault_rate):
+            _require(0 <= rate <= 1, name, rate, "a number from 0 to 1")
+        self.faults = _list_of(self.faults)
+        self.jobs: dict[str, TranslationJob] = {}
+        self._dice = random.Random(self.seed)
+        self._fault_dice = random.Random(self.seed)  # its own, so that polling changes no later job
         # One lock for everything: what is done under it takes microseconds. A real service has a database.
         self._lock = threading.Lock()
 
-    def _read_clock(self) -> float:
-        """Return the time; a KeyError or ValueError from a clock would look like an unknown job or a bad parameter."""
-        try:
-            return self._clock()
-        except Exception as error:
-            raise RuntimeError("the clock raised an exception") from error
-
     def create_job(
-        self, *, duration: float | None = None, outcome: str | None = None, faults: Iterable[Fault] = ()
+        self, *, duration: float | None = None, outcome: str | None = None, faults: Faults | None = None
     ) -> TranslationJob:
-        """Create a job, with the fate that is given or else drawn.
-
-        duration  seconds; inf never ends
-        outcome   "completed" or "error"
-        faults    what the first status queries get instead of an answer, in turn: an int from 400 to 599 is
-                  that status, "drop" a closed connection
-
-        Raises ValueError for a value out of range.
-        """
-        if not (duration is None or _is_number(duration, 0, math.inf)):
-            raise _unusable("duration", duration, "a number of seconds, 0 or more, or inf for a job that never ends")
-        if not (outcome is None or outcome in FINAL):
-            raise _unusable("outcome", outcome, "completed or error")
-        faults = [faults] if isinstance(faults, (str, int)) else list(faults)  # or "drop" would be four faults
-        for fault in faults:
-            if not (fault == "drop" or _is_number(fault, 400, 599, int)):
-                raise _unusable("faults", fault, "HTTP statuses from 400 to 599, or drop")
+        """Create a job with the fate that is given, or else drawn; ValueError if a value is out of range."""
+        _require(duration is None or duration >= 0, "duration", duration, SECONDS)
+        _require(outcome is None or outcome in FINAL, "outcome", outcome, "completed or error")
+        faults = _list_of(self.faults if faults is None else faults)
         with self._lock:
             # Everything is drawn, used or not, so that a chosen fate changes no other job's.
             job_id = str(uuid.UUID(int=self._dice.getrandbits(128), version=4))
-            spread = self._dice.random()
-            fails = self._dice.random() < self._error_rate
-            if duration is None:
-                low, high = self._shortest, self._longest
-                duration = low + (high - low) * spread if low < high else low  # inf - inf is no number
-            if outcome is None:
-                outcome = "error" if fails else "completed"
-            job = TranslationJob(
-                job_id, created_at=self._read_clock(), duration=duration, outcome=outcome, faults=faults
-            )
+            low, high = self.duration
+            drawn = low if low == high else self._dice.uniform(low, high)  # inf - inf is no number
+            fails = self._dice.random() < self.error_rate
+            duration = round(drawn if duration is None else duration, 6)
+            outcome = outcome or ("error" if fails else "completed")
+            now = self.clock()
+            job = TranslationJob(job_id, "pending", now, now, None, duration, outcome, faults)
             self.jobs[job_id] = job
-            while len(self.jobs) > JOBS_KEPT:
-                self.jobs.popitem(last=False)
-        log.info("Job %s created", job_id)
+            if len(self.jobs) > JOBS_KEPT:
+                del self.jobs[next(iter(self.jobs))]
+            log.info("Job %s created", job_id)
         return job
 
     def query_status(self, job_id: str) -> tuple[str, str | None, Fault | None]:
-        """Record one status query; return the job's status, its error message, and the fault to answer with.
-
-        Raises KeyError for a job that was never created or is forgotten.
-        """
+        """Record a poll; return status, error message and fault. KeyError if the job is unknown or forgotten."""
         with self._lock:
-            job = self.jobs[job_id]
-            now = self._read_clock()
+            job, now = self.jobs[job_id], self.clock()
             job.requests += 1
             if len(job.polls) < POLLS_KEPT:
-                job.polls.append(now - job.created_at)
-            before, fault = job.status, None
+                job.polls.append(round(now - job.created_at, 6))
             if job.faults:
-                job.faults = job.faults if isinstance(job.faults, list) else list(job.faults)  # a test may set a tuple
-                fault = job.faults.pop(0)
-            elif self._fault_dice.random() < self._fault_rate:
-                fault = 503
-            else:
-                job.update_status(now)
-            after = job.status
-            answer = after, job.error_message, fault
-            ended = after != before and after in FINAL
-            metrics = (job.requests, after, job.total_time, job.delay) if ended else None
-        # Logged outside the lock: nobody waits for somebody else's line.
-        if after != before:
-            log.info("Job %s: %s -> %s", job_id, before, after)
-        if metrics:
-            log.info("Translation metrics - Requests: %d, Status: %s, Total time: %.2fs, Delay: %.2fs", *metrics)
-        return answer
+                return job.status, job.error_message, job.faults.pop(0)
+            if self._fault_dice.random() < self.fault_rate:
+                return job.status, job.error_message, 503
+            before = job.status
+            job.update_status(now)
+            if job.status != before:
+                log.info("Job %s: %s -> %s", job_id, before, job.status)
+                if job.status in FINAL:
+                    log.info(METRICS, job.requests, job.status, job.total_time, job.delay)
+            return job.status, job.error_message, None
 
 
-# --- HTTP: what a request must be, and what it gets -----------------------------------------------------------
+# --- One connection: read a request to its end, find its answer, write it, and again ----------------------
 
-_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, section 5.6.2
-_REQUEST_LINE = re.compile(rb"(%s) ([!-~\x80-\xff]+) (HTTP/[0-9.]+)\r?\n" % _TOKEN)  # RFC 9112, section 3
-_FIELD_LINE = re.compile(rb"%s:[\t -~\x80-\xff]*\r?\n" % _TOKEN)  # RFC 9112, section 5; folded lines are obsolete
+SIZE = 65_536  # bytes of a line, as in the standard library, and of a body in memory at a time
+# What a proxy before us might understand in another way is refused: RFC 9112, section 11.
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, section 5.6.2
+_REQUEST_LINE = re.compile(rf"({_TOKEN}) (?:https?://[!-.0-~]+)?(/[!-~\x80-\xff]*|\*) (HTTP/[0-9]\.[0-9])")
+_HEADER = re.compile(rf"({_TOKEN}):([\t -~\x80-\xff]*)")  # RFC 9112, section 5
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.~_!$&'()*+;=%-]+)(:[0-9]*)?")  # RFC 9110, section 7.2
-_LENGTH = re.compile(r"[0-9]{1,18}")  # RFC 9112, section 6.3; int() would take "+5" and "5_0"; 18 are plenty
-# A backslash too, so that a logged \x0a is always a control character.
-_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), ord("\\"), *range(0x7F, 0xA0))}
-_ENDPOINTS = "the endpoints are POST /create_job and GET /status/<job_id>"
+_FRAMING = re.compile(r"HTTP/1\.[01] (none|[0-9]{1,18}) none|HTTP/1\.1 none chunked")  # RFC 9112, section 6
+_CHUNK = re.compile(r"([0-9A-Fa-f]{1,15})[ \t]*(;[\t -~\x80-\xff]*)?")  # RFC 9112, section 7.1
+_SECONDS = re.compile(r"[0-9]*\.?[0-9]+|inf")
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+_ENDPOINTS = ("POST /create_job", "GET /status/<job_id>")
+_HINT = f"the endpoints are {' and '.join(_ENDPOINTS)}"
+_FAULT_HEADERS = {  # RFC 9110 requires them; Java's client, for one, raises an IOException without the first
+    401: {"WWW-Authenticate": 'Bearer realm="tracker"'},
+    405: {"Allow": "GET, HEAD, OPTIONS"},
+    407: {"Proxy-Authenticate": 'Bearer realm="tracker"'},
+    426: {"Upgrade": "HTTP/2.0", "Connection": "Upgrade"},
+}
 
 
-class _Refusal(Exception):
-    """An error to answer with, raised wherever it is found; while the request is being read, it ends the connection."""
-
-    def __init__(self, status: int, sentence: str, headers: Mapping[str, str] = {}) -> None:
-        super().__init__(sentence)
-        self.status, self.headers = status, headers
-
-
-class _Headers(http.client.HTTPMessage):
-    """Request headers. The email parser must not look for the parts of a multipart body: it is not there yet."""
-
-    def get_content_type(self) -> str:
-        return "application/octet-stream"
+def _parse_fate(query: str) -> dict[str, Any]:
+    """Return the arguments of create_job in a query like "duration=3&outcome=error&faults=503,drop"."""
+    fate: dict[str, Any] = {name: ",".join(texts) for name, texts in parse_qs(query, True).items()}
+    for name, text in fate.items():
+        known = name in ("duration", "outcome", "faults")
+        _require(known, "A parameter", name, "duration, outcome or faults")
+        if name == "duration":
+            fate[name] = float(_require(_SECONDS.fullmatch(text), name, text, SECONDS)[0])
+    return fate
 
 
-def _split_target(target: str) -> tuple[str, str]:
-    """Return the path and the query of a request target: RFC 9112, section 3.2."""
-    if target.startswith("/"):
-        path, _, query = target.partition("?")  # urlsplit would take //host/path for a host
-        return path, query
-    with contextlib.suppress(ValueError):
-        parts = urlsplit(target)
-        if parts.scheme in ("http", "https") and _HOST.fullmatch(parts.netloc):
-            return parts.path, parts.query
-    if target == "*":
-        return target, ""
-    raise _Refusal(400, f"The target must be a path or an http URL, not {target!r:.80}.")
+class _Connection(BaseHTTPRequestHandler):
+    """One connection, in a thread of its own.
 
-
-class _RequestHead(NamedTuple):
-    """What the header lines of a request say, as far as it matters here."""
-
-    close: bool  # this is the last request on its connection
-    length: int  # bytes of the body
-    expect: bool  # the client waits for a 100 before it sends them
-    wanted: str  # the headers that a browser's page would like to send
-
-
-@functools.lru_cache(maxsize=8)  # a poller sends the same headers each time: parsing them was two fifths of the work
-def _parse_head(version: str, lines: tuple[bytes, ...]) -> _RequestHead:
-    """Return what the header lines of a request say, or raise the _Refusal for lines that leave it in doubt.
-
-    The standard library's parser was made for mail: it mends what it is given and hides that it did. So each line
-    is checked as it came, and whatever two servers could understand in two ways is refused: RFC 9112, section 11.
-    """
-    for line in lines:
-        if not _FIELD_LINE.fullmatch(line):
-            raise _Refusal(400, f"A header must be a line 'Name: value' in printable characters, not {line!r:.80}.")
-    headers = http.client.parse_headers(io.BytesIO(b"".join(lines)), _class=_Headers)
-    hosts, lengths, codings, options = (
-        [value.strip(" \t") for value in headers.get_all(name, [])]
-        for name in ("Host", "Content-Length", "Transfer-Encoding", "Connection")
-    )
-    if len(hosts) > 1 or (not hosts and version == "HTTP/1.1"):
-        raise _Refusal(400, f"A request must have one Host header, not {len(hosts)}.")
-    if hosts and not _HOST.fullmatch(hosts[0]):
-        raise _Refusal(400, f"Host must be a host name and perhaps a port, not {hosts[0]!r:.80}.")
-    if codings and (lengths or version == "HTTP/1.0"):
-        raise _Refusal(400, "Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0.")
-    if codings and [coding.lower() for coding in codings] != ["chunked"]:
-        raise _Refusal(400, f"Transfer-Encoding must be chunked, once, not {', '.join(codings)!r:.80}.")
-    if codings:
-        raise _Refusal(411, "A chunked body is not read here: send it with its Content-Length.")
-    if lengths and not (len(lengths) == 1 and _LENGTH.fullmatch(lengths[0])):
-        raise _Refusal(400, f"Content-Length must be once, in at most 18 digits, not {', '.join(lengths)!r:.80}.")
-    return _RequestHead(
-        close=version == "HTTP/1.0" or "close" in re.split(r"[ \t,]+", ",".join(options).lower()),
-        length=int(lengths[0]) if lengths else 0,
-        expect=version == "HTTP/1.1" and headers.get("Expect", "").strip().lower() == "100-continue",
-        wanted=headers.get("Access-Control-Request-Headers", "*"),
-    )
-
-
-def _parse_query(query: str, parameters: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
-    """Return the values of a query's parameters, or raise the _Refusal that names the one that is not accepted."""
-    values: dict[str, Any] = {}
-    for name, text in parse_qsl(query, keep_blank_values=True):
-        if name not in parameters:
-            accepted = ", ".join(parameters) or "none"
-            raise _Refusal(400, f"There is no parameter {name!r:.80} here: accepted are {accepted}.")
-        if name in values:
-            raise _Refusal(400, f"{name} must be given once, not again as {text!r:.80}.")
-        values[name] = parameters[name](text)
-    return values
-
-
-def _number(text: str, kind: Callable[[str], float] = float) -> float | str:
-    """Return the number that text is, or text itself, for the service to refuse."""
-    with contextlib.suppress(ValueError):
-        if re.fullmatch("[0-9A-Za-z.+-]+", text):  # float() would take "1_0" and Arabic digits too
-            return kind(text)
-    return text
-
-
-def _faults(text: str) -> list[float | str]:
-    """Return the faults in a list like "503,drop"."""
-    return [_number(fault, int) for fault in text.split(",")]
-
-
-class _Route(NamedTuple):
-    """One endpoint."""
-
-    path: re.Pattern[str]
-    methods: tuple[str, ...]
-    parameters: Mapping[str, Callable[[str], Any]]  # of the query, each with what reads it
-    answer: str  # the name of the function of _Handler for it
-
-
-_ROUTES = (
-    _Route(
-        re.compile("/create_job"),
-        ("POST",),
-        {"duration": _number, "outcome": str, "faults": _faults},
-        "_create_job",
-    ),
-    _Route(re.compile("/status/([^/]+)"), ("GET", "HEAD"), {}, "_job_status"),
-    _Route(re.compile(r"\*"), (), {}, ""),  # OPTIONS * asks about the server; no other method is taken there
-)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """One connection: its requests, one after the other, each read whole and answered once.
-
-    The base class has the loop. For each request it reads the first line into `raw_requestline` and calls
-    `parse_request`, which reads the rest; then `do_GET` or the like, which all are `_serve`, and that finds the
-    endpoint in `_ROUTES` and ends in `_reply`.
+    The base class calls handle_one_request until close_connection is True. A connection closes
+    - when its client closes it, asks for that (Connection: close) or speaks HTTP/1.0;
+    - after a refusal of a request that was not read to its end: nobody knows where the next one begins;
+    - instead of an answer, for the fault "drop";
+    - after 75 seconds in which the client sends nothing, or does not read its answer;
+    - when the server stops: at once, or after the answer that is on its way.
     """
 
-    server: "TrackerServer"  # the next section; it has the service
-    raw_requestline: bytes
-    protocol_version = "HTTP/1.1"  # keep-alive
-    server_version = "tracker"
-    timeout = CLIENT_TIMEOUT
-    # Or a second packet, such as the next pipelined answer, waits 40 ms for the ACK of the first: gh-108736.
-    disable_nagle_algorithm = True
-    _head: _RequestHead
+    server: "TrackerServer"  # the next section
+    timeout = 75  # seconds; at 30 a connection would close just as a poller with that interval writes
 
-    # Reading a request.
+    def handle(self) -> None:
+        """Serve request after request; an OSError ends the connection, and is no error of ours."""
+        with contextlib.suppress(OSError):
+            super().handle()
 
-    def parse_request(self) -> bool:
-        """Read the rest of what raw_requestline began; return False if there is nothing to answer, or no more.
-
-        This replaces the base class's method, which takes HTTP/0.9, ambiguous headers and folded lines.
-        """
-        line = self.raw_requestline
-        self.requestline = line.decode("latin-1").rstrip("\r\n")
-        self.command = ""  # not the last request's: after a HEAD, a refusal would have no body
-        if line in (b"\r\n", b"\n"):  # RFC 9112, section 2.2: ignore an empty line before a request
-            self.close_connection = False  # the base class's loop goes on with the next line
-            return False
+    def handle_one_request(self) -> None:
+        """Read a request, find its answer, write it."""
+        self.close_connection = True  # until the request has been read to its end
+        self.requestline = self.command = ""
+        self._headers: dict[str, str] = {}
         try:
-            self._read_head(line)
-            self._read_body()
+            self.server.note(self.connection, is_reading=True)
+            self._read_request()
+            self.server.note(self.connection, is_reading=False)
+            answer = self._find_answer()
         except _Refusal as refusal:
-            if self.server.closing.is_set():
-                self.close_connection = True  # without a word: what is missing may be what the stop cut off
-            else:
-                self.send_error(refusal.status, str(refusal))
-            return False
-        return True
-
-    def _read_head(self, line: bytes) -> None:
-        """Read the header lines and set what is known of the request, or raise the _Refusal that refuses it."""
-        parts = _REQUEST_LINE.fullmatch(line)
-        if not parts:
-            raise _Refusal(400, "A request line must be 'METHOD target HTTP/1.1', with single spaces.")
-        self.command, target, self.request_version = (part.decode("latin-1") for part in parts.groups())
-        if self.request_version not in ("HTTP/1.1", "HTTP/1.0"):
-            raise _Refusal(505, f"The version must be HTTP/1.1 or HTTP/1.0, not {self.request_version:.20}.")
-        if not hasattr(self, f"do_{self.command}"):
-            raise _Refusal(501, f"There is no method {self.command!r:.80}: {_ENDPOINTS}.")
-        self.path, self._query = _split_target(target)
-        lines: list[bytes] = []
-        while (line := self.rfile.readline(LINE_SIZE + 1)) not in (b"\r\n", b"\n"):
-            lines.append(line)
-            if len(line) > LINE_SIZE or len(lines) >= HEADER_LINES:
-                raise _Refusal(431, f"There must be fewer than {HEADER_LINES} headers of {LINE_SIZE} bytes each.")
-            if not line:
-                raise _Refusal(400, "The request must have an empty line after its headers.")
-        self._head = _parse_head(self.request_version, tuple(lines))
-        self.close_connection = self._head.close or self.server.closing.is_set()
-
-    def _read_body(self) -> None:
-        """Read the body to its end and forget it, so that the next request begins where this one ends."""
-        left = self._head.length
-        if left and self._head.expect:
-            self.handle_expect_100()
-        while left:
-            piece = self.rfile.read1(min(left, PIECE))
-            left -= len(piece)
-            if not piece:
-                raise _Refusal(400, f"The body must be as long as its Content-Length: {left} bytes are missing.")
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Refuse a request and close, for nobody knows where the next one would begin; the base class sends HTML."""
-        self.close_connection = True
-        sentence = message or f"The request line must be at most {LINE_SIZE} bytes long."  # only a 414 comes without
-        self._reply(code, {"error_message": sentence})
-
-    # Answering it.
-
-    def _serve(self) -> None:
-        """Answer one well-formed request; the base class calls it by the name of the method, do_GET and so on."""
-        try:
-            self._route()
-        except _Refusal as refusal:
-            self._reply(refusal.status, {"error_message": str(refusal)}, refusal.headers)
-        except OSError:
-            raise  # the client hung up in the middle of an answer: TrackerServer.handle_error
+            answer = refusal.status, {"error_message": str(refusal)}, refusal.headers
+        except OSError:  # the client hung up or was silent, or it is for us to hang up: see `handle`
+            raise
         except Exception:
             log.exception("A bug met %r", self.requestline)
-            self._reply(500, {"error_message": "The service has a bug: its log has the traceback."})
+            answer = 500, {"error_message": "The service has a bug: its log has the traceback."}, {}
+        self._write(*answer)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = _serve
+    def _read_request(self) -> None:
+        """Read a request to its end: its head into attributes, its body into nothing."""
+        while not self.requestline:  # RFC 9112, section 2.2: an empty line before a request is ignored
+            self.requestline = self._read_line()
+        line = self.requestline
+        found = _require(_REQUEST_LINE.fullmatch(line), "A request line", line, "'METHOD /path HTTP/1.1'")
+        self.command, self.path, version = found.groups()
+        if version not in ("HTTP/1.1", "HTTP/1.0"):
+            raise _Refusal(f"The version must be HTTP/1.1 or HTTP/1.0, not {version}.", 505)
+        if self.command not in _METHODS:
+            raise _Refusal(f"There is no method {self.command!r:.80}: {_HINT}.", 501)
+        headers = self._headers
+        for line in iter(self._read_line, ""):
+            found = _require(_HEADER.fullmatch(line), "A header", line, "a printable 'Name: value'")
+            name, value = found[1].lower(), found[2].strip(" \t")
+            # Two of a name are joined (RFC 9110, section 5.3), so neither two Hosts nor two lengths pass.
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        host = headers.get("host", "" if version == "HTTP/1.1" else "none")
+        _require(_HOST.fullmatch(host), "Host", host, "one host name, perhaps with a port")
+        length, coding = headers.get("content-length", "none"), headers.get("transfer-encoding", "none")
+        framing = f"{version} {length} {coding.lower()}"
+        _require(_FRAMING.fullmatch(framing), "A body", framing, "of one length or, in HTTP/1.1, chunked")
+        if version == "HTTP/1.1" and headers.get("expect", "").lower() == "100-continue":
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._skip(0 if length == "none" else int(length))
+        if coding != "none":
+            self._skip_chunks()
+        self.close_connection = version == "HTTP/1.0" or "close" in headers.get("connection", "").lower()
 
-    def _route(self) -> None:
-        """Find the endpoint by the path, check method and query, and call it."""
-        for route in _ROUTES:
-            if found := route.path.fullmatch(self.path):
-                break
-        else:
-            raise _Refusal(404, f"There is nothing at {self.path!r:.80}: {_ENDPOINTS}.")
-        if self.command in route.methods:
-            getattr(self, route.answer)(*found.groups(), **_parse_query(self._query, route.parameters))
-            return
-        allow = ", ".join((*route.methods, "OPTIONS"))
-        if self.command != "OPTIONS":
-            raise _Refusal(405, f"{self.path!r:.80} takes {allow}, not {self.command}.", {"Allow": allow})
-        # What a browser asks before a page on another origin may poll: Fetch standard, CORS-preflight.
-        cors = {"Access-Control-Allow-Methods": allow, "Access-Control-Allow-Headers": self._head.wanted}
-        self._reply(204, None, {"Allow": allow, **cors})
+    def _read_line(self) -> str:
+        """Return the next line of a request, without its end."""
+        line = self.rfile.readline(SIZE + 1)
+        if len(line) > SIZE:
+            raise _Refusal(f"A line must have {SIZE} bytes at most.", 431 if self.requestline else 414)
+        if not line.endswith(b"\n"):
+            raise ConnectionAbortedError("the client hung up")
+        return line.decode("latin-1").removesuffix("\n").removesuffix("\r")
 
-    def _create_job(self, **fate: Any) -> None:
-        """POST /create_job"""
-        try:
-            job = self.server.service.create_job(**fate)
-        except ValueError as error:
-            raise _Refusal(400, f"{error}.") from None
-        self._reply(200, {"job_id": job.job_id}, {"Location": f"/status/{job.job_id}", **self.server.retry_header})
+    def _skip(self, size: int) -> None:
+        """Read so many bytes of a body and forget them, or the next request would begin in its midst."""
+        while size:
+            piece = self.rfile.read(min(size, SIZE))
+            if not piece:
+                raise ConnectionAbortedError("the client hung up")
+            size -= len(piece)
 
-    def _job_status(self, job_id: str) -> None:
-        """GET /status/<job_id>"""
-        try:
-            status, error_message, fault = self.server.service.query_status(job_id)
-        except KeyError:
-            raise _Refusal(404, f"There is no job {job_id!r:.80}: it was never created, or is forgotten.") from None
-        if fault == "drop":
-            self.log_request()  # _reply would have
-            self.close_connection = True
-        elif fault is not None:
-            retry_header = self.server.retry_header if fault in (429, 503) else {}
-            raise _Refusal(int(fault), f"This is a simulated {fault}: poll again.", retry_header)
-        elif status == "error":
-            self._reply(200, {"status": status, "error_message": error_message})
-        else:
-            self._reply(200, {"status": status}, {} if status in FINAL else self.server.retry_header)
+    def _skip_chunks(self) -> None:
+        """Read a chunked body and forget it: RFC 9112, section 7.1."""
+        size = None
+        while size != 0:
+            line = self._read_line()
+            size = int(_require(_CHUNK.fullmatch(line), "A chunk", line, "begun with its size")[1], 16)
+            self._skip(size)
+            for line in iter(self._read_line, ""):  # after the last chunk, which has no bytes, trailers
+                _require(not size, "A chunk", line, "ended where its size says")
 
-    def _reply(
-        self, status: int, body: Mapping[str, str | None] | None, headers: Mapping[str, str] = {}
-    ) -> None:
-        """Log one answer, then write it; the job is up to date by then, so its client may look into `server.jobs`."""
+    def _find_answer(self) -> tuple[int, Any, Mapping[str, str]]:
+        """Return a status, a body (None for none) and headers; this is where the endpoints are."""
+        path, _, query = self.path.partition("?")
+        service, retry_after = self.server.service, self.server.retry_after
+        allow = "POST, OPTIONS" if path == "/create_job" else "GET, HEAD, OPTIONS"
+        match self.command, path.split("/"):
+            case "POST", ["", "create_job"]:
+                job_id = service.create_job(**_parse_fate(query)).job_id
+                return 200, {"job_id": job_id}, {"Location": f"/status/{job_id}", **retry_after}
+            case "GET", ["", "status", job_id] if job_id.lower() in service.jobs:
+                status, error_message, fault = service.query_status(job_id.lower())
+                if fault == "drop":
+                    self.log_request()
+                    raise ConnectionAbortedError("a drop was asked for")
+                if fault:
+                    headers = retry_after if fault in (429, 503) else _FAULT_HEADERS.get(int(fault), {})
+                    raise _Refusal(f"This is a simulated {fault}: poll again.", int(fault), headers)
+                if status == "error":
+                    return 200, {"status": status, "error_message": error_message}, {}
+                return 200, {"status": status}, {} if status == "completed" else retry_after
+            case "HEAD", ["", "status", job_id] if job_id.lower() in service.jobs:
+                return 200, None, {}  # no poll: its client cannot see the status
+            case "GET" | "HEAD", ["", "status", job_id]:
+                raise _Refusal(f"There is no job {job_id!r:.80}, or no more: {_HINT}.", 404)
+            case "GET" | "HEAD", ["", ""]:
+                return 200, {"endpoints": _ENDPOINTS}, {}
+            case "OPTIONS", _:  # what a browser asks before a page on another port may poll
+                wanted = self._headers.get("access-control-request-headers", "*")
+                cors = {"Access-Control-Allow-Methods": allow, "Access-Control-Allow-Headers": wanted}
+                return 204, None, {"Allow": allow, **cors}
+            case _, ["", "create_job"] | ["", "status", _] | ["", ""]:
+                raise _Refusal(f"{path!r:.80} takes {allow}, not {self.command}.", 405, {"Allow": allow})
+        raise _Refusal(f"There is nothing at {path!r:.80}: {_HINT}.", 404)
+
+    def _write(self, status: int, body: Any, headers: Mapping[str, str]) -> None:
+        """Log an answer, then write it: by then `server.jobs` is up to date, if its client looks there."""
         if self.server.latency:
-            self.server.closing.wait(self.server.latency)  # a stop cuts it short
+            self.server.stopping.wait(self.server.latency)  # a stop cuts it short
         self.log_request(status)
-        content = b"" if body is None else json.dumps(body).encode()
-        lines = [
-            f"{self.protocol_version} {status} {http.client.responses.get(status, '')}",
-            f"Server: {self.version_string()}",
-            f"Date: {self.date_time_string()}",
-            "Cache-Control: no-store",
-            "Access-Control-Allow-Origin: *",
-            "Access-Control-Expose-Headers: Location, Retry-After",
-            *[f"{name}: {value}" for name, value in headers.items()],
-        ]
-        if body is not None:  # a 204 has no Content-Length: RFC 9110, section 8.6
-            lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
-        if self.close_connection:
-            lines += ["Connection: close"]
-        answer = "\r\n".join([*lines, "", ""]).encode("latin-1")
-        if self.command != "HEAD":
-            answer += content
-        self.wfile.write(answer)  # head and body in one packet
+        content = json.dumps(body).encode() if body else b""
+        origin = self._headers.get("origin")
+        fields = {
+            "Date": self.date_time_string(),
+            "Cache-Control": "no-store",
+            "Access-Control-Allow-Origin": origin or "*",
+            "Access-Control-Allow-Credentials": origin and "true",
+            "Access-Control-Expose-Headers": "Location, Retry-After",
+            "Content-Type": content and "application/json",
+            "Content-Length": content and len(content),
+            "Connection": self.close_connection and "close",
+            **headers,
+        }
+        lines = [f"{name}: {value}" for name, value in fields.items() if value]
+        phrase = self.responses.get(status, ("",))[0]
+        head = "\r\n".join([f"HTTP/1.1 {status} {phrase}", *lines, "", ""]).encode("latin-1")
+        self.wfile.write(head if self.command == "HEAD" else head + content)  # in one packet
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log as the base class does, but to our log; whatever could forge a line is escaped."""
-        message = (format % args).translate(_ESCAPES)
+        """Log as the base class does, but to our log, and with whatever could forge a line escaped."""
+        message = (format % args).encode("unicode_escape").decode()
         log.info("%s - - [%s] %s", self.client_address[0], self.log_date_time_string(), message)
 
-    def log_error(self, format: str, *args: Any) -> None:
-        """Log nothing: the base class calls this for a client that is silent for CLIENT_TIMEOUT, which is no error."""
 
+# --- The server: connections, and how they end ------------------------------------------------------------
 
-# --- The server: connections, and how they end ----------------------------------------------------------------
-
-
-class _Stop(Exception):
-    """Ends the loop of serve_forever."""
-
-
-class _Run:
-    """One run of that loop, past, present or next."""
-
-    def __init__(self) -> None:
-        self.begun = threading.Lock()  # taken, for good, by the one thread that serves
-        self.stop_asked = False
-        self.ended = threading.Event()
+GRACE = 1.0  # seconds that a client has, when the server stops, to read the answer that is on its way
 
 
 class TrackerServer(ThreadingHTTPServer):
-    """A service on a port, with a thread for each connection. `create_server` makes one.
+    """A service on a port, with a thread for each connection; it is bound at once, so that `url` is valid.
 
-    `with server:` serves from a background thread and, at the end of the block, stops and closes everything.
-    Or call `serve_forever()`, which blocks until another thread calls `shutdown()`, and then `server_close()`.
+    `with server:` serves from a background thread, and stops and closes everything at the end of the block.
+    Or call `serve_forever()`, which blocks until another thread calls `shutdown()`; then `server_close()`.
+
+    Raises OSError if it cannot listen there, ValueError for an option out of range.
     """
 
-    request_queue_size = 1024  # connections that wait to be accepted; 5, the default, loses some of a burst
-    allow_reuse_address = os.name != "nt"  # restart at once; on Windows it would let two servers share a port: gh-85307
-    allow_reuse_port = False  # 3.14 pre-releases let two servers share a port: gh-127319
+    request_queue_size = 1024  # connections that wait to be accepted; of a burst, 5, the default, loses some
+    allow_reuse_address = os.name != "nt"  # restart at once; Windows would let two share a port: gh-85307
+    timeout = 0.5  # seconds after which handle_request returns, for a stop that cannot connect
+    server_bind = socketserver.TCPServer.server_bind  # HTTPServer's may look up the host for 30 s: gh-79345
 
     def __init__(
         self,
-        address: tuple[str, int],
-        service: TranslationService,
+        host: str = "127.0.0.1",
+        port: int = 0,  # picks a free one
         *,
-        latency: float = 0.0,
-        retry_after: int | None = RETRY_AFTER,
+        latency: float = 0.0,  # seconds before each answer
+        retry_after: int | None = 1,  # whole seconds for the header of that name; None leaves it out
+        **options: Any,  # those of TranslationService: duration, error_rate, faults, fault_rate, seed, clock
     ) -> None:
-        host, port = address
-        if not _is_number(port, 0, 65_535, int):
-            raise _unusable("port", port, "a whole number from 0, which picks a free one, to 65535")
-        if not _is_number(latency, 0, threading.TIMEOUT_MAX):
-            raise _unusable("latency", latency, f"a number of seconds from 0 to {threading.TIMEOUT_MAX:.0f}")
-        if not (retry_after is None or _is_number(retry_after, 0, math.inf, int)):
-            raise _unusable("retry_after", retry_after, "a whole number of seconds, 0 or more, or None")
-        self.service = service
+        _require(0 <= port <= 65_535, "port", port, "a number from 0, which picks a free one, to 65535")
+        _require(0 <= latency <= 3600, "latency", latency, "a number of seconds from 0 to 3600")
+        fit = retry_after is None or retry_after >= 0 and retry_after % 1 == 0
+        _require(fit, "retry_after", retry_after, "a whole number of seconds, 0 or more, or None")
         self.latency = latency
-        self.retry_header = {} if retry_after is None else {"Retry-After": str(retry_after)}
-        self.closing = threading.Event()  # set when a connection may answer one request more at most
-        self._connections: dict[threading.Thread, socket.socket] = {}
-        self._run = _Run()  # the present one, or the next
+        self.retry_after = {} if retry_after is None else {"Retry-After": f"{retry_after:.0f}"}
+        self.service = TranslationService(**options)
+        self.jobs = self.service.jobs
+        self.stopping = threading.Event()
+        self.reading: set[socket.socket] = set()  # the connections that wait for their client
+        self._sockets: dict[threading.Thread, socket.socket] = {}  # of each thread of ours
+        self._serving = threading.Lock()  # held by the thread that accepts connections
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__(address, _Handler)
-
-    @property
-    def jobs(self) -> dict[str, TranslationJob]:
-        """The service's jobs, by id."""
-        return self.service.jobs
-
-    @property
-    def url(self) -> str:
-        """Where the service is, without a slash at the end."""
-        host, port = self._address
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-    @property
-    def _address(self) -> tuple[str, int]:
-        """The host and port to connect to: not every system can connect to 0.0.0.0, which means any address."""
-        host, port = str(self.server_address[0]), self.server_address[1]
-        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
-
-    def __repr__(self) -> str:
-        return f"<TrackerServer {self.url}>"
-
-    def server_bind(self) -> None:
-        """Bind without HTTPServer's look-up of the host's name, which takes seconds on some machines: gh-79345."""
-        try:
-            socketserver.TCPServer.server_bind(self)
-        except TypeError:  # what a name that IDNA does not know raises
-            raise _unusable("host", self.server_address[0], "a host name or an address") from None
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
-
-    # The loop that accepts connections.
+        super().__init__((host, port), _Connection)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # or pipelining takes 40 ms
+        bound, self.server_port = str(self.server_address[0]), self.server_address[1]
+        # Windows connects to no 0.0.0.0, which means any address.
+        self.server_name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bound, bound)
+        netloc = f"[{self.server_name}]" if ":" in bound else self.server_name
+        self.url = f"http://{netloc}:{self.server_port}"
 
     def __enter__(self) -> "TrackerServer":
-        if self.closing.is_set():
-            raise RuntimeError("a closed server cannot serve again: create another")
-        self._thread = threading.Thread(target=self.serve_forever, name=repr(self), daemon=True)
-        self._thread.start()
+        _require(not self.stopping.is_set(), "A server", self.url, "one that never stopped: create another")
+        thread = threading.Thread(target=self.serve_forever, daemon=True)
+        self._sockets[thread] = self.socket
+        thread.start()
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.closing.set()  # first, so that no loop begins any more
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
-
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Serve in the caller's thread until `shutdown` is called; if another thread serves, wait for its end.
-
-        Unlike the base class's, a stop does not wait for poll_interval, nor for ever if nothing serves.
-        """
-        run, following = self._run, _Run()  # made now: below, a second KeyboardInterrupt might come between
-        if not run.begun.acquire(blocking=False):
-            run.ended.wait()
-            return
-        try:
-            with contextlib.suppress(_Stop):
-                self.service_actions()  # leaves if the stop was asked for before
-                super().serve_forever(poll_interval)
-        finally:
-            self._run = following
-            run.ended.set()
-
-    def service_actions(self) -> None:
-        """Leave the loop if a stop was asked for; the loop calls this each time round."""
-        if self._run.stop_asked or self.closing.is_set():
-            raise _Stop
-
-    def shutdown(self) -> None:
-        """Stop `serve_forever` in another thread and wait until it has; connections stay open.
-
-        If nothing serves now, the next `serve_forever` returns at once: its thread may just be starting.
-        """
-        run = self._ask_to_stop()
-        # The loop takes `begun`, then reads `stop_asked`; this did the reverse, so that at least one sees the other.
-        if run.begun.locked():
-            run.ended.wait()
-
-    def _ask_to_stop(self) -> _Run:
-        """Make `serve_forever` return soon. A signal handler may call this: it takes no lock and imports nothing."""
-        run = self._run
-        if not run.stop_asked:  # or a flood of signals would recurse
-            run.stop_asked = True
-            # A connection wakes the loop; if none can be made, the loop looks after poll_interval.
-            with contextlib.suppress(OSError), socket.socket(self.address_family) as knock:
-                knock.settimeout(GRACE)
-                knock.connect(self._address)
-        return run
-
-    # Connections.
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection; without a descriptor for it, wait for one instead of trying again at once."""
-        try:
-            return super().get_request()
-        except OSError:
-            time.sleep(0.05)
-            raise
+        """Serve in the caller's thread until `shutdown` is called; poll_interval means nothing here."""
+        with self._serving:
+            while not self.stopping.is_set():
+                with contextlib.suppress(Exception):  # pytest-socket makes accept raise RuntimeError, say
+                    self.handle_request()  # waits for a connection and gives it to process_request
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection from a thread of its own, and remember both."""
-        # A daemon, so that a program that forgets to close the server can still end.
-        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
+        """Serve a connection, by a _Connection, in a thread of its own; remember both for the stop."""
+        target, args = self.process_request_thread, (request, client_address)
+        thread = threading.Thread(target=target, args=args, daemon=True)  # or no program ends without a stop
         thread.start()
-        self._connections = {t: s for t, s in self._connections.items() if t.is_alive()}
-        self._connections[thread] = request
+        self._sockets = {t: s for t, s in self._sockets.items() if t.is_alive()} | {thread: request}
+        self.reading &= set(self._sockets.values())
 
-    def shutdown_request(self, request: Any) -> None:
-        """Close a connection at the end of its thread, such that the last answer arrives: RFC 9112, section 9.6.
+    def note(self, connection: socket.socket, is_reading: bool) -> None:
+        """Note whether a connection waits for its client; raise ConnectionAbortedError if a stop has come."""
+        (self.reading.add if is_reading else self.reading.discard)(connection)
+        if self.stopping.is_set():  # a stop sets this, then looks at `reading`: one of us sees the other
+            raise ConnectionAbortedError("the server stops")
 
-        Closed with bytes unread, it would be reset, and the client might lose what it has not read either.
-        """
-        with contextlib.suppress(OSError):
-            request.shutdown(socket.SHUT_WR)
-            request.settimeout(GRACE)
-            deadline = time.monotonic() + GRACE
-            while request.recv(PIECE) and time.monotonic() < deadline and not self.closing.is_set():
-                pass
-        self.close_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log a bug; a client that hangs up (an OSError) is not one."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            log.exception("A bug met a connection from %s", client_address[0])
+    def shutdown(self) -> None:
+        """Stop `serve_forever` for good, and wait until it has ended; connections stay open."""
+        self.stopping.set()
+        if self._serving.locked():
+            with contextlib.suppress(Exception):  # a test may have patched socket.socket: see `timeout`
+                socket.create_connection((self.server_name, self.server_port), GRACE).close()
+        with self._serving:
+            pass
 
     def server_close(self) -> None:
-        """Stop listening, let replies in flight arrive, and close every connection; call it after `shutdown`.
-
-        It takes milliseconds, or twice GRACE if a client does not read what it is sent or goes on sending.
-        """
-        self.closing.set()
+        """Stop and close all, in milliseconds or, while a client does not read its answer, twice GRACE."""
+        self.shutdown()
+        with contextlib.suppress(OSError):  # which macOS and Windows raise
+            self.socket.shutdown(socket.SHUT_RDWR)  # a child forked meanwhile has the socket too
         super().server_close()
-        # First the reading side: an idle connection ends at once, a busy one when it has answered what came before.
-        # Then both sides, of those that have not ended in GRACE.
-        for how in (socket.SHUT_RD, socket.SHUT_RDWR):
+        for connections in list(self.reading), list(self._sockets.values()):
+            for connection in connections:
+                with contextlib.suppress(OSError):  # it has ended
+                    if os.name == "nt":  # only this wakes a thread there: gh-91913
+                        socket.close(connection.detach())
+                    else:
+                        connection.shutdown(socket.SHUT_RDWR)
             deadline = time.monotonic() + GRACE
-            for connection in self._connections.values():
-                with contextlib.suppress(OSError):
-                    connection.shutdown(how)
-            for thread in self._connections:
+            for thread in self._sockets:
                 thread.join(max(0, deadline - time.monotonic()))
 
 
-def create_server(
-    host: str = "127.0.0.1",
-    port: int = 0,
-    *,
-    duration: tuple[float, float] = DURATION,
-    error_rate: float = ERROR_RATE,
-    fault_rate: float = 0.0,
-    seed: int | None = None,
-    clock: Clock | None = None,
-    latency: float = 0.0,
-    retry_after: int | None = RETRY_AFTER,
-) -> TrackerServer:
-    """Return a server that is bound, so that its `url` is valid, but does not serve yet: use `with`.
-
-    host, port   where to listen; port 0 picks a free one
-    latency      seconds before each answer
-    retry_after  whole seconds for the header of that name; None leaves it out
-
-    The other options are those of `TranslationService`. Raises OSError if it cannot listen there, ValueError for
-    an option out of range. The caller closes it.
-    """
-    service = TranslationService(
-        duration=duration, error_rate=error_rate, fault_rate=fault_rate, seed=seed, clock=clock
-    )
-    return TrackerServer((host, port), service, latency=latency, retry_after=retry_after)
+create_server = TrackerServer  # what a fixture reads best with, and what it makes
 
 
-# --- The command line -----------------------------------------------------------------------------------------
+# --- The command line -------------------------------------------------------------------------------------
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line, without the usage."""
-        self.exit(2, f"tracker.py: {message.translate(_ESCAPES)}\n")
+LOG_SIZE = 10_000_000  # bytes of server.log before it becomes server.log.1
 
 
 class _LogFile(logging.FileHandler):
-    """server.log, which becomes server.log.1 when it is full.
-
-    RotatingFileHandler looks up the file's size by name before each line, which took a fifth of a request's time, and
-    it removes the old file before it knows whether the new one can take its name.
-    """
+    """A log with a bound. RotatingFileHandler has one too, but looks the file up by name at every line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line; before that, rename a full file."""
-        try:
-            # A pipe has no length, and on Windows a file that another program shows keeps its name: go on with it.
-            with contextlib.suppress(OSError):
-                if self.stream and self.stream.tell() > LOG_SIZE:
-                    self.close()  # writing opens it again
-                    os.replace(self.baseFilename, self.baseFilename + ".1")
-            super().emit(record)
-        except Exception:
-            self.handleError(record)
-
-
-def _command_line() -> _Parser:
-    """Return the parser of the command line."""
-    parser = _Parser(prog="tracker.py", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
-    for option, default, kind, metavar, meaning in (
-        ("--host", "127.0.0.1", str, "HOST", "address to listen on"),
-        ("--port", 8000, int, "PORT", "port to listen on; 0 picks a free one"),
-        ("--duration", DURATION, float, ("LOW", "HIGH"), "seconds that a job takes, drawn between the two"),
-        ("--error-rate", ERROR_RATE, float, "P", "chance that a job ends as error"),
-        ("--fault-rate", 0.0, float, "P", "chance that a status query is answered 503"),
-        ("--latency", 0.0, float, "S", "seconds before each answer"),
-        ("--retry-after", RETRY_AFTER, int, "S", "whole seconds for the Retry-After header"),
-        ("--seed", None, int, "N", "the same seed gives the same jobs"),
-        ("--log-file", "server.log", str, "FILE", "where to append the log"),
-    ):
-        nargs = len(metavar) if isinstance(metavar, tuple) else None
-        described = f"{meaning} (default %(default)s)"
-        parser.add_argument(option, default=default, type=kind, metavar=metavar, nargs=nargs, help=described)
-    return parser
+        """Write a line; before that, rename a full file."""
+        with contextlib.suppress(OSError):  # a pipe has no length; Windows renames no file that is open twice
+            if self.stream and self.stream.tell() > LOG_SIZE:
+                self.close()  # writing opens it again
+                os.replace(self.baseFilename, self.baseFilename + ".1")
+        super().emit(record)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until Ctrl-C or SIGTERM, and return 0; exit with 2 and one line on standard error if it cannot."""
-    parser = _command_line()
+    """Serve until Ctrl-C or SIGTERM, and return 0; exit with 2 and a line on standard error if it cannot."""
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on")
+    add("--port", default=8000, type=int, help="port to listen on; 0 picks a free one")
+    add("--duration", default=(5.0, 15.0), type=float, nargs=2, metavar=("LOW", "HIGH"), help="of jobs, in s")
+    add("--error-rate", default=0.1, type=float, metavar="P", help="chance that a job ends as error")
+    add("--faults", default=(), metavar="LIST", help="what the first polls of each job get, such as 503,drop")
+    add("--fault-rate", default=0.0, type=float, metavar="P", help="chance that a poll is answered 503")
+    add("--latency", default=0.0, type=float, metavar="S", help="seconds before each answer")
+    add("--retry-after", default=1, type=int, metavar="S", help="seconds for the Retry-After header")
+    add("--seed", type=int, metavar="N", help="the same seed gives the same jobs")
+    add("--log-file", default="server.log", metavar="FILE", help="where to append the log")
     options = vars(parser.parse_args(argv))
-    log_name = options.pop("log_file")
+    log_file = options.pop("log_file")
+    signals: list[int] = []
     try:
-        server = create_server(**options)
-    except OSError as error:
-        parser.error(f"cannot listen on {options['host']} port {options['port']}: {error.strerror}")
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        log_file = _LogFile(log_name, encoding="utf-8")
-    except OSError as error:
-        server.server_close()
-        parser.error(f"cannot write the log {log_name}: {error.strerror}")
-    for handler in (log_file, logging.StreamHandler()):
-        handler.setFormatter(logging.Formatter("%(levelname)s - %(message)s"))
-        log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    # Our lines show no caller, thread or process, so do not look them up: logging HOWTO, "Optimization".
-    logging._srcfile = None
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    for signum in (signal.SIGINT, signal.SIGTERM):  # also where a script started this with SIGINT ignored
-        # Not a KeyboardInterrupt: that may strike anywhere, and a second one in the midst of the clean-up.
-        signal.signal(signum, lambda *_: server._ask_to_stop())
-    print(
-        f"Listening on {server.url} (Ctrl-C to stop). To create a job and to poll it:",
-        f"  curl -X POST {server.url}/create_job",
-        f"  curl {server.url}/status/JOB_ID",
-        sep="\n",
-        flush=True,
-    )
-    server.serve_forever()
-    server.server_close()
-    with contextlib.suppress(OSError):  # the disk may be full
-        log_file.close()
+        with create_server(**options) as server:
+            handlers: list[logging.Handler] = [_LogFile(log_file, encoding="utf-8")]
+            if sys.stderr.isatty():  # a pipe that nobody reads would stop the server after 64 kB
+                handlers.append(logging.StreamHandler())
+            logging.basicConfig(level=logging.INFO, format="%(levelname)s - %(message)s", handlers=handlers)
+            for signum in signal.SIGINT, signal.SIGTERM:
+                # Only noted: a KeyboardInterrupt strikes anywhere, a second one in the midst of the clean-up.
+                signal.signal(signum, lambda signum, frame: signals.append(signum))
+            url = server.url
+            print(f"Listening on {url} (Ctrl-C to stop), logging to {log_file}. To create a job and to poll it:")
+            print(f"  curl -X POST {url}/create_job")
+            print(f"  curl {url}/status/JOB_ID", flush=True)
+            while not signals:
+                time.sleep(0.1)
+    except (OSError, ValueError) as error:
+        place = f"{options['host']} port {options['port']}"
+        parser.error(f"cannot serve on {place}, logging to {log_file}: {error}")
+    for signum in signal.SIGINT, signal.SIGTERM:
+        signal.signal(signum, signal.SIG_IGN)  # one more would kill Python while it ends
     return 0
 
 
 if __name__ == "__main__":
-    os._exit(main())  # without waiting for a thread that is stuck writing to a console
+    sys.exit(main())
