@@ -22,7 +22,6 @@ double: do not put it on the internet, where http.server does not belong either.
 """
 
 import argparse
-import contextlib
 import json
 import logging
 import os
@@ -32,12 +31,13 @@ import signal
 import socket
 import socketserver
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Lock, Thread
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -45,50 +45,41 @@ __all__ = ["ManualClock", "TrackerServer", "TranslationJob", "TranslationService
 
 Clock = Callable[[], float]  # returns seconds
 Fault = int | str  # what a poll gets instead of an answer: an HTTP status from 400 to 599, or "drop"
-Faults = Iterable[Fault]  # or a text like "503,drop"
-
-FINAL = ("completed", "error")
-ERROR_MESSAGES = (
-    "The audio track could not be decoded.",
-    "No speech was detected in the video.",
-    "The source language is not supported.",
-    "The lip-sync stage failed to converge.",
-)
-
+Faults = Iterable[Fault]  # in turn; or a text like "503,drop"
 log = logging.getLogger("tracker")
 
 
 class _Refusal(ValueError):
-    """Why a value or a request is not taken; over HTTP, the answer has this status and these headers."""
+    """Why a value or a request is not taken, in one sentence; over HTTP, the answer has this status."""
 
-    def __init__(self, sentence: str, status: int = 400, headers: Mapping[str, str] = {}) -> None:
+    def __init__(self, sentence: str, status: int) -> None:
         super().__init__(sentence)
-        self.status, self.headers = status, headers
+        self.status = status
 
 
-def _require(fulfilled: Any, name: str, given: object, accepted: str) -> Any:
+def _require(fulfilled: Any, name: str, given: object, accepted: str, status: int = 400) -> Any:
     """Return what is fulfilled, or raise the _Refusal that says what was given and what is accepted."""
     if not fulfilled:
-        raise _Refusal(f"{name} must be {accepted}, not {given!r:.80}.")
+        raise _Refusal(f"{name} must be {accepted}, not {given!r:.80}.", status)
     return fulfilled
 
 
-# --- The job: what it is, and how time changes it ---------------------------------------------------------
+# --- The job and the clock: what time makes of a job, and what time is ------------------------------------
+
+FINAL = ("completed", "error")
+ERROR_MESSAGES = ("The audio track could not be decoded.", "No speech was detected in the video.")
 
 
 @dataclass(slots=True)
 class TranslationJob:
-    """One translation, whose fate is sealed at its creation and revealed by polls.
-
-    Times are seconds on the service's clock. A test may set any field between two polls.
-    """
+    """One translation, whose fate is sealed at its creation; a test may set any field between two polls."""
 
     job_id: str
     status: str = "pending"
-    created_at: float = 0.0
+    created_at: float = 0.0  # seconds on the service's clock
     updated_at: float = 0.0  # when a query last moved the status; at first, the same as created_at
     error_message: str | None = None
-    duration: float = 0.0
+    duration: float = 0.0  # seconds
     outcome: str = "completed"  # the status to end in, "completed" or "error"
     faults: list[Fault] = field(default_factory=list)  # what the next status queries get instead of an answer
     requests: int = 0  # status queries so far, faulted ones too
@@ -98,21 +89,14 @@ class TranslationJob:
 
     def update_status(self, now: float) -> None:
         """Move the status to what it is at `now`: never back, and never away from an end."""
-        before = self.status
         elapsed = round(now - self.created_at, 6)  # or ten sleeps of 0.1 would make 0.9999999999999999
-        if before not in FINAL and elapsed >= self.duration:
-            self.status = self.outcome
+        if self.status not in FINAL and elapsed >= self.duration:
+            self.status, self.updated_at = self.outcome, now
             self.total_time, self.delay = elapsed, round(elapsed - self.duration, 6)
-        elif before == "pending" and elapsed >= round(self.duration / 5, 6):
-            self.status = "in_progress"
-        if self.status != before:
-            self.updated_at = now
-        if self.status == "error" and self.error_message is None:
-            # Drawn by the id, so that neither the polls nor other jobs change it.
+        elif self.status == "pending" and elapsed >= round(self.duration / 5, 6):
+            self.status, self.updated_at = "in_progress", now
+        if self.status == "error" and self.error_message is None:  # drawn by the id: no other job changes it
             self.error_message = random.Random(self.job_id).choice(ERROR_MESSAGES)
-
-
-# --- The clock: time as an argument -----------------------------------------------------------------------
 
 
 @dataclass
@@ -140,14 +124,8 @@ def _wall_clock(wall: Clock = time.time, monotonic: Clock = time.monotonic) -> C
 
 # --- The service: all jobs, one lock, one log -------------------------------------------------------------
 
-JOBS_KEPT = 100_000  # about 50 MB, not yet polled; a real service forgets too, by age
-POLLS_KEPT = 1_000  # of each job: a client that never stops must not fill the memory
-SECONDS = "a number of seconds, 0 or more, or inf, which never ends"
-METRICS = "Translation metrics - Requests: %d, Status: %s, Total time: %.2fs, Delay: %.2fs"
-
-
 def _list_of(faults: Faults) -> list[Fault]:
-    """Return a new list of the faults; ValueError if one is none."""
+    """Return the faults as a new list; ValueError if one is none."""
     if isinstance(faults, str):
         faults = [int(fault) if re.fullmatch("[0-9]{3}", fault) else fault for fault in faults.split(",")]
     copy = list(faults)
@@ -156,12 +134,9 @@ def _list_of(faults: Faults) -> list[Fault]:
     return copy
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
+@dataclass(kw_only=True)
 class TranslationService:
-    """Creates jobs and answers status queries, for any number of threads; it needs no server.
-
-    Raises ValueError for an option out of range.
-    """
+    """Jobs, created and polled by any number of threads; ValueError if an option is out of range."""
 
     duration: tuple[float, float] = (5.0, 15.0)  # seconds, low and high: a job's is drawn from between
     error_rate: float = 0.1  # the chance, from 0 to 1, that a job ends as "error"
@@ -171,25 +146,20 @@ class TranslationService:
     clock: Clock = field(default_factory=_wall_clock)  # read once per created job and once per poll
 
     def __post_init__(self) -> None:
-        match self.duration:  # if this is a SyntaxError: Python 3.10 or newer is needed
-            case (low, high) if 0 <= low <= high:
-                pass
-            case _:
-                _require(False, "duration", self.duration, "a pair of seconds, (low, high), 0 <= low <= high")
+        low, high = self.duration  # a pair of seconds
+        _require(0 <= low <= high, "duration", self.duration, "a pair of seconds, 0 <= low <= high")
         for name, rate in ("error_rate", self.error_rate), ("fault_rate", self.fault_rate):
             _require(0 <= rate <= 1, name, rate, "a number from 0 to 1")
         self.faults = _list_of(self.faults)
         self.jobs: dict[str, TranslationJob] = {}
         self._dice = random.Random(self.seed)
         self._fault_dice = random.Random(self.seed)  # its own, so that polling changes no later job
-        # One lock for everything: what is done under it takes microseconds. A real service has a database.
-        self._lock = threading.Lock()
+        self._lock = Lock()  # one for all, held for microseconds; a real service has a database
 
-    def create_job(
-        self, *, duration: float | None = None, outcome: str | None = None, faults: Faults | None = None
-    ) -> TranslationJob:
+    def create_job(self, *, duration: float | None = None, outcome: str | None = None,
+                   faults: Faults | None = None) -> TranslationJob:
         """Create a job with the fate that is given, or else drawn; ValueError if a value is out of range."""
-        _require(duration is None or duration >= 0, "duration", duration, SECONDS)
+        _require(duration is None or duration >= 0, "duration", duration, "0 seconds or more, or inf")
         _require(outcome is None or outcome in FINAL, "outcome", outcome, "completed or error")
         faults = _list_of(self.faults if faults is None else faults)
         with self._lock:
@@ -203,17 +173,17 @@ class TranslationService:
             now = self.clock()
             job = TranslationJob(job_id, "pending", now, now, None, duration, outcome, faults)
             self.jobs[job_id] = job
-            if len(self.jobs) > JOBS_KEPT:
+            if len(self.jobs) > 100_000:  # about 50 MB; a real service forgets too, by age
                 del self.jobs[next(iter(self.jobs))]
             log.info("Job %s created", job_id)
         return job
 
     def query_status(self, job_id: str) -> tuple[str, str | None, Fault | None]:
-        """Record a poll; return status, error message and fault. KeyError if the job is unknown or forgotten."""
+        """Record a poll; return status, error message and fault. KeyError if there is no such job."""
         with self._lock:
             job, now = self.jobs[job_id], self.clock()
             job.requests += 1
-            if len(job.polls) < POLLS_KEPT:
+            if len(job.polls) < 1_000:  # a client that never stops must not fill the memory
                 job.polls.append(round(now - job.created_at, 6))
             if job.faults:
                 return job.status, job.error_message, job.faults.pop(0)
@@ -224,7 +194,8 @@ class TranslationService:
             if job.status != before:
                 log.info("Job %s: %s -> %s", job_id, before, job.status)
                 if job.status in FINAL:
-                    log.info(METRICS, job.requests, job.status, job.total_time, job.delay)
+                    line = "Translation metrics - Requests: %d, Status: %s, Total time: %.2fs, Delay: %.2fs"
+                    log.info(line, job.requests, job.status, job.total_time, job.delay)
             return job.status, job.error_message, None
 
 
@@ -242,7 +213,6 @@ _SECONDS = re.compile(r"[0-9]*\.?[0-9]+|inf")
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 _ENDPOINTS = ("POST /create_job", "GET /status/<job_id>")
-_HINT = f"the endpoints are {' and '.join(_ENDPOINTS)}"
 _FAULT_HEADERS = {  # RFC 9110 requires them; Java's client, for one, raises an IOException without the first
     401: {"WWW-Authenticate": 'Bearer realm="tracker"'},
     405: {"Allow": "GET, HEAD, OPTIONS"},
@@ -253,19 +223,17 @@ _FAULT_HEADERS = {  # RFC 9110 requires them; Java's client, for one, raises an 
 
 def _parse_fate(query: str) -> dict[str, Any]:
     """Return the arguments of create_job in a query like "duration=3&outcome=error&faults=503,drop"."""
-    fate: dict[str, Any] = {name: ",".join(texts) for name, texts in parse_qs(query, True).items()}
+    fate: dict[str, Any] = {name: ",".join(values) for name, values in parse_qs(query, True).items()}
     for name, text in fate.items():
-        known = name in ("duration", "outcome", "faults")
-        _require(known, "A parameter", name, "duration, outcome or faults")
+        _require(name in ("duration", "outcome", "faults"), "Parameter", name, "duration, outcome or faults")
         if name == "duration":
-            fate[name] = float(_require(_SECONDS.fullmatch(text), name, text, SECONDS)[0])
+            fate[name] = float(_require(_SECONDS.fullmatch(text), name, text, "0 seconds or more, or inf")[0])
     return fate
 
 
 class _Connection(BaseHTTPRequestHandler):
-    """One connection, in a thread of its own.
+    """One connection, in a thread of its own, until it closes:
 
-    The base class calls handle_one_request until close_connection is True. A connection closes
     - when its client closes it, asks for that (Connection: close) or speaks HTTP/1.0;
     - after a refusal of a request that was not read to its end: nobody knows where the next one begins;
     - instead of an answer, for the fault "drop";
@@ -277,42 +245,37 @@ class _Connection(BaseHTTPRequestHandler):
     timeout = 75  # seconds; at 30 a connection would close just as a poller with that interval writes
 
     def handle(self) -> None:
-        """Serve request after request; an OSError ends the connection, and is no error of ours."""
-        with contextlib.suppress(OSError):
-            super().handle()
-
-    def handle_one_request(self) -> None:
-        """Read a request, find its answer, write it."""
-        self.close_connection = True  # until the request has been read to its end
-        self.requestline = self.command = ""
-        self._headers: dict[str, str] = {}
-        try:
-            self.server.note(self.connection, is_reading=True)
-            self._read_request()
-            self.server.note(self.connection, is_reading=False)
-            answer = self._find_answer()
-        except _Refusal as refusal:
-            answer = refusal.status, {"error_message": str(refusal)}, refusal.headers
-        except OSError:  # the client hung up or was silent, or it is for us to hang up: see `handle`
-            raise
-        except Exception:
-            log.exception("A bug met %r", self.requestline)
-            answer = 500, {"error_message": "The service has a bug: its log has the traceback."}, {}
-        self._write(*answer)
+        """Read a request, find its answer, write it, and again, until the connection is to close."""
+        self.close_connection = False
+        with suppress(OSError):  # the client hung up, was silent or asked for a drop; or the server stops
+            while not self.close_connection:
+                self.close_connection = True  # until the request has been read to its end
+                self.requestline = self.command = ""
+                self._headers: dict[str, str] = {}
+                try:
+                    self.server.note(self.connection, is_reading=True)
+                    self._read_request()
+                    self.server.note(self.connection, is_reading=False)
+                    answer = self._find_answer()
+                except _Refusal as refusal:
+                    answer = refusal.status, str(refusal), {}
+                except OSError:
+                    raise
+                except Exception:
+                    log.exception("A bug met %r", self.requestline)
+                    answer = 500, "The service has a bug: its log has the traceback.", {}
+                self._write(*answer)
 
     def _read_request(self) -> None:
         """Read a request to its end: its head into attributes, its body into nothing."""
         while not self.requestline:  # RFC 9112, section 2.2: an empty line before a request is ignored
-            self.requestline = self._read_line()
-        line = self.requestline
+            self.requestline = line = self._read_line()
         found = _require(_REQUEST_LINE.fullmatch(line), "A request line", line, "'METHOD /path HTTP/1.1'")
         self.command, self.path, version = found.groups()
-        if version not in ("HTTP/1.1", "HTTP/1.0"):
-            raise _Refusal(f"The version must be HTTP/1.1 or HTTP/1.0, not {version}.", 505)
-        if self.command not in _METHODS:
-            raise _Refusal(f"There is no method {self.command!r:.80}: {_HINT}.", 501)
+        _require(version in ("HTTP/1.1", "HTTP/1.0"), "The version", version, "HTTP/1.1 or HTTP/1.0", 505)
+        _require(self.command in _METHODS, "A method", self.command, "one of RFC 9110, or PATCH", 501)
         headers = self._headers
-        for line in iter(self._read_line, ""):
+        while line := self._read_line():
             found = _require(_HEADER.fullmatch(line), "A header", line, "a printable 'Name: value'")
             name, value = found[1].lower(), found[2].strip(" \t")
             # Two of a name are joined (RFC 9110, section 5.3), so neither two Hosts nor two lengths pass.
@@ -325,15 +288,19 @@ class _Connection(BaseHTTPRequestHandler):
         if version == "HTTP/1.1" and headers.get("expect", "").lower() == "100-continue":
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._skip(0 if length == "none" else int(length))
-        if coding != "none":
-            self._skip_chunks()
+        size = 0 if coding == "none" else -1
+        while size:  # RFC 9112, section 7.1: a size, so many bytes and an empty line, until the size is 0
+            line = self._read_line()
+            size = int(_require(_CHUNK.fullmatch(line), "A chunk", line, "begun with its size")[1], 16)
+            self._skip(size)
+            while line := self._read_line():
+                _require(not size, "A chunk", line, "ended where its size says")  # the last may have trailers
         self.close_connection = version == "HTTP/1.0" or "close" in headers.get("connection", "").lower()
 
     def _read_line(self) -> str:
         """Return the next line of a request, without its end."""
         line = self.rfile.readline(SIZE + 1)
-        if len(line) > SIZE:
-            raise _Refusal(f"A line must have {SIZE} bytes at most.", 431 if self.requestline else 414)
+        _require(len(line) <= SIZE, "A line", line, "65,536 bytes at most", 431 if self.requestline else 414)
         if not line.endswith(b"\n"):
             raise ConnectionAbortedError("the client hung up")
         return line.decode("latin-1").removesuffix("\n").removesuffix("\r")
@@ -346,40 +313,30 @@ class _Connection(BaseHTTPRequestHandler):
                 raise ConnectionAbortedError("the client hung up")
             size -= len(piece)
 
-    def _skip_chunks(self) -> None:
-        """Read a chunked body and forget it: RFC 9112, section 7.1."""
-        size = None
-        while size != 0:
-            line = self._read_line()
-            size = int(_require(_CHUNK.fullmatch(line), "A chunk", line, "begun with its size")[1], 16)
-            self._skip(size)
-            for line in iter(self._read_line, ""):  # after the last chunk, which has no bytes, trailers
-                _require(not size, "A chunk", line, "ended where its size says")
-
     def _find_answer(self) -> tuple[int, Any, Mapping[str, str]]:
-        """Return a status, a body (None for none) and headers; this is where the endpoints are."""
+        """Return status, body and headers; a body is JSON, the sentence of an error, or None."""
         path, _, query = self.path.partition("?")
         service, retry_after = self.server.service, self.server.retry_after
         allow = "POST, OPTIONS" if path == "/create_job" else "GET, HEAD, OPTIONS"
-        match self.command, path.split("/"):
+        match self.command, path.split("/"):  # if this is a SyntaxError: Python 3.10 or newer is needed
             case "POST", ["", "create_job"]:
                 job_id = service.create_job(**_parse_fate(query)).job_id
                 return 200, {"job_id": job_id}, {"Location": f"/status/{job_id}", **retry_after}
-            case "GET", ["", "status", job_id] if job_id.lower() in service.jobs:
+            case "GET" | "HEAD", ["", "status", job_id] if job_id.lower() not in service.jobs:
+                return 404, f"There is no job {job_id!r:.80}, or no more.", {}
+            case "HEAD", ["", "status", _]:
+                return 200, None, {}  # no poll: its client cannot see the status
+            case "GET", ["", "status", job_id]:
                 status, error_message, fault = service.query_status(job_id.lower())
                 if fault == "drop":
                     self.log_request()
                     raise ConnectionAbortedError("a drop was asked for")
                 if fault:
                     headers = retry_after if fault in (429, 503) else _FAULT_HEADERS.get(int(fault), {})
-                    raise _Refusal(f"This is a simulated {fault}: poll again.", int(fault), headers)
+                    return int(fault), f"This is a simulated {fault}: poll again.", headers
                 if status == "error":
                     return 200, {"status": status, "error_message": error_message}, {}
                 return 200, {"status": status}, {} if status == "completed" else retry_after
-            case "HEAD", ["", "status", job_id] if job_id.lower() in service.jobs:
-                return 200, None, {}  # no poll: its client cannot see the status
-            case "GET" | "HEAD", ["", "status", job_id]:
-                raise _Refusal(f"There is no job {job_id!r:.80}, or no more: {_HINT}.", 404)
             case "GET" | "HEAD", ["", ""]:
                 return 200, {"endpoints": _ENDPOINTS}, {}
             case "OPTIONS", _:  # what a browser asks before a page on another port may poll
@@ -387,14 +344,16 @@ class _Connection(BaseHTTPRequestHandler):
                 cors = {"Access-Control-Allow-Methods": allow, "Access-Control-Allow-Headers": wanted}
                 return 204, None, {"Allow": allow, **cors}
             case _, ["", "create_job"] | ["", "status", _] | ["", ""]:
-                raise _Refusal(f"{path!r:.80} takes {allow}, not {self.command}.", 405, {"Allow": allow})
-        raise _Refusal(f"There is nothing at {path!r:.80}: {_HINT}.", 404)
+                return 405, f"{path!r:.80} takes {allow}, not {self.command}.", {"Allow": allow}
+        return 404, f"There is no {path!r:.80}: the endpoints are {' and '.join(_ENDPOINTS)}.", {}
 
     def _write(self, status: int, body: Any, headers: Mapping[str, str]) -> None:
         """Log an answer, then write it: by then `server.jobs` is up to date, if its client looks there."""
         if self.server.latency:
             self.server.stopping.wait(self.server.latency)  # a stop cuts it short
         self.log_request(status)
+        if status >= 400:
+            body = {"error_message": body}
         content = json.dumps(body).encode() if body else b""
         origin = self._headers.get("origin")
         fields = {
@@ -408,9 +367,9 @@ class _Connection(BaseHTTPRequestHandler):
             "Connection": self.close_connection and "close",
             **headers,
         }
-        lines = [f"{name}: {value}" for name, value in fields.items() if value]
-        phrase = self.responses.get(status, ("",))[0]
-        head = "\r\n".join([f"HTTP/1.1 {status} {phrase}", *lines, "", ""]).encode("latin-1")
+        start = f"HTTP/1.1 {status} {self.responses.get(status, ('',))[0]}"
+        lines = [start, *(f"{name}: {value}" for name, value in fields.items() if value), "", ""]
+        head = "\r\n".join(lines).encode("latin-1")
         self.wfile.write(head if self.command == "HEAD" else head + content)  # in one packet
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -421,32 +380,23 @@ class _Connection(BaseHTTPRequestHandler):
 
 # --- The server: connections, and how they end ------------------------------------------------------------
 
-GRACE = 1.0  # seconds that a client has, when the server stops, to read the answer that is on its way
-
-
 class TrackerServer(ThreadingHTTPServer):
     """A service on a port, with a thread for each connection; it is bound at once, so that `url` is valid.
 
-    `with server:` serves from a background thread, and stops and closes everything at the end of the block.
+    `with server:` serves from a background thread, and stops for good and closes everything at the end.
     Or call `serve_forever()`, which blocks until another thread calls `shutdown()`; then `server_close()`.
-
-    Raises OSError if it cannot listen there, ValueError for an option out of range.
+    `latency`: seconds before each answer. `retry_after`: whole seconds for that header, None to leave it out.
+    OSError if it cannot listen there, ValueError if an option, of the service's too, is out of range.
     """
 
     request_queue_size = 1024  # connections that wait to be accepted; of a burst, 5, the default, loses some
     allow_reuse_address = os.name != "nt"  # restart at once; Windows would let two share a port: gh-85307
     timeout = 0.5  # seconds after which handle_request returns, for a stop that cannot connect
+    grace = 1.0  # seconds that a client has, after a stop, to read the answer that is on its way
     server_bind = socketserver.TCPServer.server_bind  # HTTPServer's may look up the host for 30 s: gh-79345
 
-    def __init__(
-        self,
-        host: str = "127.0.0.1",
-        port: int = 0,  # picks a free one
-        *,
-        latency: float = 0.0,  # seconds before each answer
-        retry_after: int | None = 1,  # whole seconds for the header of that name; None leaves it out
-        **options: Any,  # those of TranslationService: duration, error_rate, faults, fault_rate, seed, clock
-    ) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, *,
+                 latency: float = 0.0, retry_after: int | None = 1, **options: Any) -> None:
         _require(0 <= port <= 65_535, "port", port, "a number from 0, which picks a free one, to 65535")
         _require(0 <= latency <= 3600, "latency", latency, "a number of seconds from 0 to 3600")
         fit = retry_after is None or retry_after >= 0 and retry_after % 1 == 0
@@ -455,22 +405,18 @@ class TrackerServer(ThreadingHTTPServer):
         self.retry_after = {} if retry_after is None else {"Retry-After": f"{retry_after:.0f}"}
         self.service = TranslationService(**options)
         self.jobs = self.service.jobs
-        self.stopping = threading.Event()
+        self.stopping = Event()
         self.reading: set[socket.socket] = set()  # the connections that wait for their client
-        self._sockets: dict[threading.Thread, socket.socket] = {}  # of each thread of ours
-        self._serving = threading.Lock()  # held by the thread that accepts connections
+        self._sockets: dict[Thread, socket.socket] = {}  # of each thread of ours
+        self._serving = Lock()  # held by the thread that accepts connections
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Connection)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # or pipelining takes 40 ms
-        bound, self.server_port = str(self.server_address[0]), self.server_address[1]
-        # Windows connects to no 0.0.0.0, which means any address.
-        self.server_name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bound, bound)
-        netloc = f"[{self.server_name}]" if ":" in bound else self.server_name
-        self.url = f"http://{netloc}:{self.server_port}"
+        host, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.server_name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # Windows connects to these
+        self.url = f"http://{f'[{self.server_name}]' if ':' in host else self.server_name}:{self.server_port}"
 
     def __enter__(self) -> "TrackerServer":
-        _require(not self.stopping.is_set(), "A server", self.url, "one that never stopped: create another")
-        thread = threading.Thread(target=self.serve_forever, daemon=True)
+        thread = Thread(target=self.serve_forever, daemon=True)
         self._sockets[thread] = self.socket
         thread.start()
         return self
@@ -479,13 +425,12 @@ class TrackerServer(ThreadingHTTPServer):
         """Serve in the caller's thread until `shutdown` is called; poll_interval means nothing here."""
         with self._serving:
             while not self.stopping.is_set():
-                with contextlib.suppress(Exception):  # pytest-socket makes accept raise RuntimeError, say
+                with suppress(Exception):  # pytest-socket makes accept raise RuntimeError, say
                     self.handle_request()  # waits for a connection and gives it to process_request
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection, by a _Connection, in a thread of its own; remember both for the stop."""
-        target, args = self.process_request_thread, (request, client_address)
-        thread = threading.Thread(target=target, args=args, daemon=True)  # or no program ends without a stop
+        thread = Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
         thread.start()
         self._sockets = {t: s for t, s in self._sockets.items() if t.is_alive()} | {thread: request}
         self.reading &= set(self._sockets.values())
@@ -500,25 +445,25 @@ class TrackerServer(ThreadingHTTPServer):
         """Stop `serve_forever` for good, and wait until it has ended; connections stay open."""
         self.stopping.set()
         if self._serving.locked():
-            with contextlib.suppress(Exception):  # a test may have patched socket.socket: see `timeout`
-                socket.create_connection((self.server_name, self.server_port), GRACE).close()
+            with suppress(Exception):  # a test may have patched socket.socket: see `timeout`
+                socket.create_connection((self.server_name, self.server_port), self.grace).close()
         with self._serving:
             pass
 
     def server_close(self) -> None:
-        """Stop and close all, in milliseconds or, while a client does not read its answer, twice GRACE."""
+        """Stop and close all, in milliseconds or, while a client does not read its answer, twice `grace`."""
         self.shutdown()
-        with contextlib.suppress(OSError):  # which macOS and Windows raise
+        with suppress(OSError):  # which macOS and Windows raise
             self.socket.shutdown(socket.SHUT_RDWR)  # a child forked meanwhile has the socket too
         super().server_close()
         for connections in list(self.reading), list(self._sockets.values()):
             for connection in connections:
-                with contextlib.suppress(OSError):  # it has ended
+                with suppress(OSError):  # it has ended
                     if os.name == "nt":  # only this wakes a thread there: gh-91913
                         socket.close(connection.detach())
                     else:
                         connection.shutdown(socket.SHUT_RDWR)
-            deadline = time.monotonic() + GRACE
+            deadline = time.monotonic() + self.grace
             for thread in self._sockets:
                 thread.join(max(0, deadline - time.monotonic()))
 
@@ -528,28 +473,13 @@ create_server = TrackerServer  # what a fixture reads best with, and what it mak
 
 # --- The command line -------------------------------------------------------------------------------------
 
-LOG_SIZE = 10_000_000  # bytes of server.log before it becomes server.log.1
-
-
-class _LogFile(logging.FileHandler):
-    """A log with a bound. RotatingFileHandler has one too, but looks the file up by name at every line."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write a line; before that, rename a full file."""
-        with contextlib.suppress(OSError):  # a pipe has no length; Windows renames no file that is open twice
-            if self.stream and self.stream.tell() > LOG_SIZE:
-                self.close()  # writing opens it again
-                os.replace(self.baseFilename, self.baseFilename + ".1")
-        super().emit(record)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C or SIGTERM, and return 0; exit with 2 and a line on standard error if it cannot."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on")
     add("--port", default=8000, type=int, help="port to listen on; 0 picks a free one")
-    add("--duration", default=(5.0, 15.0), type=float, nargs=2, metavar=("LOW", "HIGH"), help="of jobs, in s")
+    add("--duration", default=(5.0, 15.0), type=float, nargs=2, metavar=("LOW", "HIGH"), help="seconds")
     add("--error-rate", default=0.1, type=float, metavar="P", help="chance that a job ends as error")
     add("--faults", default=(), metavar="LIST", help="what the first polls of each job get, such as 503,drop")
     add("--fault-rate", default=0.0, type=float, metavar="P", help="chance that a poll is answered 503")
@@ -562,22 +492,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     signals: list[int] = []
     try:
         with create_server(**options) as server:
-            handlers: list[logging.Handler] = [_LogFile(log_file, encoding="utf-8")]
+            handlers: list[logging.Handler] = [logging.FileHandler(log_file, encoding="utf-8")]
             if sys.stderr.isatty():  # a pipe that nobody reads would stop the server after 64 kB
                 handlers.append(logging.StreamHandler())
             logging.basicConfig(level=logging.INFO, format="%(levelname)s - %(message)s", handlers=handlers)
             for signum in signal.SIGINT, signal.SIGTERM:
                 # Only noted: a KeyboardInterrupt strikes anywhere, a second one in the midst of the clean-up.
                 signal.signal(signum, lambda signum, frame: signals.append(signum))
-            url = server.url
-            print(f"Listening on {url} (Ctrl-C to stop), logging to {log_file}. To create a job and to poll it:")
-            print(f"  curl -X POST {url}/create_job")
-            print(f"  curl {url}/status/JOB_ID", flush=True)
+            print(f"Listening on {server.url} and logging to {log_file}; Ctrl-C stops it. To try it:")
+            print(f"  curl -X POST {server.url}/create_job\n  curl {server.url}/status/JOB_ID", flush=True)
             while not signals:
                 time.sleep(0.1)
+                with suppress(OSError):  # it has no size, being a pipe; Windows renames no file that is open
+                    if os.path.getsize(log_file) > 10_000_000:
+                        handlers[0].close()
+                        os.replace(log_file, log_file + ".1")
+                        handlers[0].close()  # if a thread opened it in between; the next line opens a new one
     except (OSError, ValueError) as error:
-        place = f"{options['host']} port {options['port']}"
-        parser.error(f"cannot serve on {place}, logging to {log_file}: {error}")
+        parser.error(f"cannot serve on {options['host']} port {options['port']}: {error}")
     for signum in signal.SIGINT, signal.SIGTERM:
         signal.signal(signum, signal.SIG_IGN)  # one more would kill Python while it ends
     return 0
