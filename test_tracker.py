@@ -536,38 +536,36 @@ def test_a_server_is_bound_when_it_is_made_shares_nothing_and_looks_up_no_name(s
 ])
 def test_other_hosts_have_a_url_that_works(host, url):
     try:
-        server = tracker.create_server(host)
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError:
-        assert ":" in host
         pytest.skip("this machine has no IPv6")
-    with server:
+    with tracker.create_server(host) as server:
         assert server.url.startswith(url)
         assert get(server.url + "/create_job", b"")["job_id"] in server.jobs
 
 
-def test_at_the_end_of_the_block_the_port_refuses_connections_are_closed_and_nothing_is_left(clock, lines):
+def test_at_the_end_of_the_block_the_port_refuses_connections_are_closed_and_nothing_is_left(clock):
     def left():
         descriptors = "/proc/self/fd"
         return threading.active_count(), os.path.exists(descriptors) and len(os.listdir(descriptors))
 
     before = left()
-    for number in range(100):
+    for number in range(10):
         with contextlib.ExitStack() as stack:
             with pytest.raises(ZeroDivisionError), tracker.create_server(clock=clock) as server:
                 idle, halfway, silent = (stack.enter_context(raw(server)) for _ in range(3))
                 halfway.sendall(head("Content-Length: 100") + b"half")
                 idle.sendall(head())
-                if number:  # else the end may come before they are accepted
+                if number % 2:  # else the end may come before they are accepted
                     wait_until(lambda: threading.active_count() == before[0] + 4)
-                    idle.recv(15)
+                    idle.recv(1, socket.MSG_PEEK)
                 1 / 0
             assert threading.active_count() == before[0]
-            if number:
-                assert (silent.recv(1), halfway.recv(1)) == (b"", b"")
+            if number % 2:
+                assert [len(read_answers(client)) for client in (idle, halfway, silent)] == [1, 0, 0]
             with pytest.raises(ConnectionRefusedError):
                 raw(server)
         assert left() == before
-    assert len(lines()) >= 198  # of the idle ones
     with tracker.create_server(port=server.server_port) as second:  # the port is free again at once
         assert second.url == server.url
 
