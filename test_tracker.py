@@ -373,7 +373,7 @@ def test_the_same_seed_gives_the_same_jobs_however_they_are_polled():
 # --- Going wrong ------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("method, target, status, allow, words", [
-    ("GET", "/status/unknown", 404, None, "There is no job 'unknown'"), ("GET", "/status/", 404, None, "job ''"),
+    ("GET", "/status/unknown", 404, None, "There is no '/status/unknown', or no more"), ("GET", "/status/", 404, None, "endpoints"),
     ("GET", "/x", 404, None, "the endpoints are POST /create_job and GET /status/<job_id>"),
     ("GET", "/status/a/b", 404, None, "endpoints"), ("POST", "/create_job/", 404, None, "endpoints"),
     ("POST", "//create_job", 404, None, "endpoints"), ("POST", "/CREATE_JOB", 404, None, "endpoints"),
@@ -496,7 +496,7 @@ def test_a_client_that_resets_or_stalls_is_no_error(monkeypatch, capfd, lines):
     reset = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)  # linger for 0 seconds: then closing resets
     with tracker.create_server() as server:
         for request in b"", b"POST", head("Content-Length: 9"), head() * 50, ECHO * 50:
-            with raw(server) as client:
+            with raw(server) as client, contextlib.suppress(ConnectionError):  # of ECHO, which nobody reads
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
                 client.sendall(request)
         with raw(server) as stalled:
@@ -694,7 +694,7 @@ def test_a_process_says_how_to_use_it_logs_and_ends_however_many_signals_come(tm
     assert job_id == tracker.TranslationService(seed=5).create_job().job_id
     assert (fault.status, fault.headers["Retry-After"], status) == (429, "7", "error")
     assert log.startswith(f"INFO - Job {job_id} created\n")
-    assert re.search(r"metrics - Requests: 2, Status: error, Total time: 0\.\d\ds, Delay: 0\.\d\ds\n", log)
+    assert re.search(r"metrics - Requests: 2, Status: error, Total time: \d\.\d\ds, Delay: \d\.\d\ds\n", log)
     assert {path.name for path in tmp_path.iterdir()} == {"my.log", "my.log.1"}
 
 

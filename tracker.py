@@ -17,8 +17,7 @@ GET /status/<job_id>    {"status": "pending"}, then "in_progress", then "complet
 >>> server.jobs[job_id].delay      # the end was noticed 2 seconds late
 2.0
 
-The file is also an example of a small threaded HTTP server, to be read from top to bottom. It is a test
-double: do not put it on the internet, where http.server does not belong either.
+It is a test double, not for the internet, and an example of a small threaded HTTP server.
 """
 
 import argparse
@@ -33,7 +32,7 @@ import socketserver
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,7 +44,7 @@ __all__ = ["ManualClock", "TrackerServer", "TranslationJob", "TranslationService
 
 Clock = Callable[[], float]  # returns seconds
 Fault = int | str  # what a poll gets instead of an answer: an HTTP status from 400 to 599, or "drop"
-Faults = Iterable[Fault]  # in turn; or a text like "503,drop"
+Faults = Sequence[Fault]  # in turn; or a text like "503,drop"
 log = logging.getLogger("tracker")
 
 
@@ -72,7 +71,7 @@ ERROR_MESSAGES = ("The audio track could not be decoded.", "No speech was detect
 
 @dataclass(slots=True)
 class TranslationJob:
-    """One translation, whose fate is sealed at its creation; a test may set any field between two polls."""
+    """One translation. Its fate is drawn at creation: no poll changes it. A test may set any field."""
 
     job_id: str
     status: str = "pending"
@@ -154,7 +153,7 @@ class TranslationService:
         self.jobs: dict[str, TranslationJob] = {}
         self._dice = random.Random(self.seed)
         self._fault_dice = random.Random(self.seed)  # its own, so that polling changes no later job
-        self._lock = Lock()  # one for all, held for microseconds; a real service has a database
+        self._lock = Lock()  # for jobs, dice and the order of the log; a real service has a database
 
     def create_job(self, *, duration: float | None = None, outcome: str | None = None,
                    faults: Faults | None = None) -> TranslationJob:
@@ -207,10 +206,8 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, section 5.6.2
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) (?:https?://[!-.0-~]+)?(/[!-~\x80-\xff]*|\*) (HTTP/[0-9]\.[0-9])")
 _HEADER = re.compile(rf"({_TOKEN}):([\t -~\x80-\xff]*)")  # RFC 9112, section 5
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.~_!$&'()*+;=%-]+)(:[0-9]*)?")  # RFC 9110, section 7.2
-_FRAMING = re.compile(r"HTTP/1\.[01] (none|[0-9]{1,18}) none|HTTP/1\.1 none chunked")  # RFC 9112, section 6
 _CHUNK = re.compile(r"([0-9A-Fa-f]{1,15})[ \t]*(;[\t -~\x80-\xff]*)?")  # RFC 9112, section 7.1
-_SECONDS = re.compile(r"[0-9]*\.?[0-9]+|inf")
-
+_SECONDS = re.compile(r"[0-9]+|[0-9]*\.[0-9]+|inf")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 _ENDPOINTS = ("POST /create_job", "GET /status/<job_id>")
 _FAULT_HEADERS = {  # RFC 9110 requires them; Java's client, for one, raises an IOException without the first
@@ -250,7 +247,7 @@ class _Connection(BaseHTTPRequestHandler):
         with suppress(OSError):  # the client hung up, was silent or asked for a drop; or the server stops
             while not self.close_connection:
                 self.close_connection = True  # until the request has been read to its end
-                self.requestline = self.command = ""
+                self.requestline = self.command = ""  # until they are read
                 self._headers: dict[str, str] = {}
                 try:
                     self.server.note(self.connection, is_reading=True)
@@ -282,19 +279,22 @@ class _Connection(BaseHTTPRequestHandler):
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         host = headers.get("host", "" if version == "HTTP/1.1" else "none")
         _require(_HOST.fullmatch(host), "Host", host, "one host name, perhaps with a port")
-        length, coding = headers.get("content-length", "none"), headers.get("transfer-encoding", "none")
-        framing = f"{version} {length} {coding.lower()}"
-        _require(_FRAMING.fullmatch(framing), "A body", framing, "of one length or, in HTTP/1.1, chunked")
         if version == "HTTP/1.1" and headers.get("expect", "").lower() == "100-continue":
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._skip(0 if length == "none" else int(length))
-        size = 0 if coding == "none" else -1
-        while size:  # RFC 9112, section 7.1: a size, so many bytes and an empty line, until the size is 0
-            line = self._read_line()
-            size = int(_require(_CHUNK.fullmatch(line), "A chunk", line, "begun with its size")[1], 16)
-            self._skip(size)
-            while line := self._read_line():
-                _require(not size, "A chunk", line, "ended where its size says")  # the last may have trailers
+        match version, headers.get("content-length"), headers.get("transfer-encoding"):  # RFC 9112, section 6
+            case _, str(length), None if re.fullmatch("[0-9]{1,18}", length):
+                self._skip(int(length))
+            case "HTTP/1.1", None, str(coding) if coding.lower() == "chunked":
+                size = -1  # not known yet
+                while size:  # section 7.1: a line with the size, so many bytes, a line end; at last, size 0
+                    line = self._read_line()
+                    found = _require(_CHUNK.fullmatch(line), "A chunk", line, "begun with its size")
+                    size = int(found[1], 16)
+                    self._skip(size)
+                    while line := self._read_line():  # after the last chunk, these are trailers
+                        _require(not size, "A chunk", line, "ended where its size says")
+            case _, *framing:
+                _require(framing == [None, None], "A body", framing, "of one length or, in HTTP/1.1, chunked")
         self.close_connection = version == "HTTP/1.0" or "close" in headers.get("connection", "").lower()
 
     def _read_line(self) -> str:
@@ -316,17 +316,15 @@ class _Connection(BaseHTTPRequestHandler):
     def _find_answer(self) -> tuple[int, Any, Mapping[str, str]]:
         """Return status, body and headers; a body is JSON, the sentence of an error, or None."""
         path, _, query = self.path.partition("?")
-        service, retry_after = self.server.service, self.server.retry_after
+        service, retry_after = self.server.service, self.server.retry_headers
         allow = "POST, OPTIONS" if path == "/create_job" else "GET, HEAD, OPTIONS"
         match self.command, path.split("/"):  # if this is a SyntaxError: Python 3.10 or newer is needed
             case "POST", ["", "create_job"]:
                 job_id = service.create_job(**_parse_fate(query)).job_id
                 return 200, {"job_id": job_id}, {"Location": f"/status/{job_id}", **retry_after}
-            case "GET" | "HEAD", ["", "status", job_id] if job_id.lower() not in service.jobs:
-                return 404, f"There is no job {job_id!r:.80}, or no more.", {}
-            case "HEAD", ["", "status", _]:
+            case "HEAD", ["", "status", job_id] if job_id.lower() in service.jobs:
                 return 200, None, {}  # no poll: its client cannot see the status
-            case "GET", ["", "status", job_id]:
+            case "GET", ["", "status", job_id] if job_id.lower() in service.jobs:
                 status, error_message, fault = service.query_status(job_id.lower())
                 if fault == "drop":
                     self.log_request()
@@ -343,12 +341,12 @@ class _Connection(BaseHTTPRequestHandler):
                 wanted = self._headers.get("access-control-request-headers", "*")
                 cors = {"Access-Control-Allow-Methods": allow, "Access-Control-Allow-Headers": wanted}
                 return 204, None, {"Allow": allow, **cors}
-            case _, ["", "create_job"] | ["", "status", _] | ["", ""]:
-                return 405, f"{path!r:.80} takes {allow}, not {self.command}.", {"Allow": allow}
-        return 404, f"There is no {path!r:.80}: the endpoints are {' and '.join(_ENDPOINTS)}.", {}
+            case method, ["", "create_job"] | ["", "status", _] | ["", ""] if method not in allow:
+                return 405, f"{path!r:.80} takes {allow}, not {method}.", {"Allow": allow}
+        return 404, f"There is no {path!r:.80}, or no more: the endpoints are {' and '.join(_ENDPOINTS)}.", {}
 
     def _write(self, status: int, body: Any, headers: Mapping[str, str]) -> None:
-        """Log an answer, then write it: by then `server.jobs` is up to date, if its client looks there."""
+        """Log an answer, then write it: a client that has it finds it in the log, and its job in `jobs`."""
         if self.server.latency:
             self.server.stopping.wait(self.server.latency)  # a stop cuts it short
         self.log_request(status)
@@ -373,7 +371,7 @@ class _Connection(BaseHTTPRequestHandler):
         self.wfile.write(head if self.command == "HEAD" else head + content)  # in one packet
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log as the base class does, but to our log, and with whatever could forge a line escaped."""
+        """Log what log_request says: as the base class does, but to our log, and all on one line."""
         message = (format % args).encode("unicode_escape").decode()
         log.info("%s - - [%s] %s", self.client_address[0], self.log_date_time_string(), message)
 
@@ -391,7 +389,7 @@ class TrackerServer(ThreadingHTTPServer):
 
     request_queue_size = 1024  # connections that wait to be accepted; of a burst, 5, the default, loses some
     allow_reuse_address = os.name != "nt"  # restart at once; Windows would let two share a port: gh-85307
-    timeout = 0.5  # seconds after which handle_request returns, for a stop that cannot connect
+    timeout = 0.5  # seconds after which handle_request returns, in case that `shutdown` cannot wake it
     grace = 1.0  # seconds that a client has, after a stop, to read the answer that is on its way
     server_bind = socketserver.TCPServer.server_bind  # HTTPServer's may look up the host for 30 s: gh-79345
 
@@ -402,7 +400,7 @@ class TrackerServer(ThreadingHTTPServer):
         fit = retry_after is None or retry_after >= 0 and retry_after % 1 == 0
         _require(fit, "retry_after", retry_after, "a whole number of seconds, 0 or more, or None")
         self.latency = latency
-        self.retry_after = {} if retry_after is None else {"Retry-After": f"{retry_after:.0f}"}
+        self.retry_headers = {} if retry_after is None else {"Retry-After": f"{retry_after:.0f}"}
         self.service = TranslationService(**options)
         self.jobs = self.service.jobs
         self.stopping = Event()
@@ -410,23 +408,26 @@ class TrackerServer(ThreadingHTTPServer):
         self._sockets: dict[Thread, socket.socket] = {}  # of each thread of ours
         self._serving = Lock()  # held by the thread that accepts connections
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, port), _Connection)
+        super().__init__((host, port), _Connection)  # which, if it fails, calls server_close
         host, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.server_name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # Windows connects to these
         self.url = f"http://{f'[{self.server_name}]' if ':' in host else self.server_name}:{self.server_port}"
 
     def __enter__(self) -> "TrackerServer":
         thread = Thread(target=self.serve_forever, daemon=True)
-        self._sockets[thread] = self.socket
         thread.start()
+        self._sockets[thread] = self.socket
         return self
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Serve in the caller's thread until `shutdown` is called; poll_interval means nothing here."""
+        """Serve in the caller's thread until `shutdown`, which wakes it at once: poll_interval is ignored."""
         with self._serving:
             while not self.stopping.is_set():
                 with suppress(Exception):  # pytest-socket makes accept raise RuntimeError, say
                     self.handle_request()  # waits for a connection and gives it to process_request
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return not self.stopping.is_set()  # or the connection that `shutdown` makes would be served
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection, by a _Connection, in a thread of its own; remember both for the stop."""
@@ -451,12 +452,12 @@ class TrackerServer(ThreadingHTTPServer):
             pass
 
     def server_close(self) -> None:
-        """Stop and close all, in milliseconds or, while a client does not read its answer, twice `grace`."""
+        """Stop and close all, as __exit__ does: in milliseconds or, if a client reads no answer, `grace`."""
         self.shutdown()
         with suppress(OSError):  # which macOS and Windows raise
             self.socket.shutdown(socket.SHUT_RDWR)  # a child forked meanwhile has the socket too
         super().server_close()
-        for connections in list(self.reading), list(self._sockets.values()):
+        for connections in list(self.reading), list(self._sockets.values()):  # who waits, then who is left
             for connection in connections:
                 with suppress(OSError):  # it has ended
                     if os.name == "nt":  # only this wakes a thread there: gh-91913
@@ -493,27 +494,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with create_server(**options) as server:
             handlers: list[logging.Handler] = [logging.FileHandler(log_file, encoding="utf-8")]
-            if sys.stderr.isatty():  # a pipe that nobody reads would stop the server after 64 kB
+            if sys.stderr and sys.stderr.isatty():  # a pipe that nobody reads would block after 64 kB
                 handlers.append(logging.StreamHandler())
+            logging.raiseExceptions = False  # nor are tracebacks of a full disk written there
             logging.basicConfig(level=logging.INFO, format="%(levelname)s - %(message)s", handlers=handlers)
             for signum in signal.SIGINT, signal.SIGTERM:
                 # Only noted: a KeyboardInterrupt strikes anywhere, a second one in the midst of the clean-up.
                 signal.signal(signum, lambda signum, frame: signals.append(signum))
-            print(f"Listening on {server.url} and logging to {log_file}; Ctrl-C stops it. To try it:")
-            print(f"  curl -X POST {server.url}/create_job\n  curl {server.url}/status/JOB_ID", flush=True)
+            print(f"Listening on {server.url} and logging to {log_file}; Ctrl-C stops it. To try it:\n"
+                  f"  curl -X POST {server.url}/create_job\n  curl {server.url}/status/JOB_ID", flush=True)
             while not signals:
                 time.sleep(0.1)
-                with suppress(OSError):  # it has no size, being a pipe; Windows renames no file that is open
+                with suppress(OSError):  # Windows renames no file that is open
                     if os.path.getsize(log_file) > 10_000_000:
                         handlers[0].close()
                         os.replace(log_file, log_file + ".1")
-                        handlers[0].close()  # if a thread opened it in between; the next line opens a new one
+                if not os.path.exists(log_file):
+                    handlers[0].close()  # the next line opens a new one
     except (OSError, ValueError) as error:
         parser.error(f"cannot serve on {options['host']} port {options['port']}: {error}")
-    for signum in signal.SIGINT, signal.SIGTERM:
-        signal.signal(signum, signal.SIG_IGN)  # one more would kill Python while it ends
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())  # at once: a second signal, or a log that blocks, has no say any more
