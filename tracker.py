@@ -117,7 +117,7 @@ class ManualClock:
 
 def _wall_clock(wall: Clock = time.time, monotonic: Clock = time.monotonic) -> Clock:
     """Return a clock that reads like a Unix timestamp but does not jump when the system's clock is set."""
-    anchor = wall() - monotonic()  # bound early: freezegun and the like replace the functions of `time` later
+    anchor = wall() - monotonic()  # both are bound at import: freezegun and the like replace them later
     return lambda: anchor + monotonic()
 
 
@@ -220,7 +220,7 @@ _FAULT_HEADERS = {  # RFC 9110 requires them; Java's client, for one, raises an 
 
 def _parse_fate(query: str) -> dict[str, Any]:
     """Return the arguments of create_job in a query like "duration=3&outcome=error&faults=503,drop"."""
-    fate: dict[str, Any] = {name: ",".join(values) for name, values in parse_qs(query, True).items()}
+    fate: dict[str, Any] = {name: ",".join(texts) for name, texts in parse_qs(query, True).items()}
     for name, text in fate.items():
         _require(name in ("duration", "outcome", "faults"), "Parameter", name, "duration, outcome or faults")
         if name == "duration":
@@ -242,7 +242,7 @@ class _Connection(BaseHTTPRequestHandler):
     timeout = 75  # seconds; at 30 a connection would close just as a poller with that interval writes
 
     def handle(self) -> None:
-        """Read a request, find its answer, write it, and again, until the connection is to close."""
+        """Read a request, find its answer, write it, and again; then the base class closes the connection."""
         self.close_connection = False
         with suppress(OSError):  # the client hung up, was silent or asked for a drop; or the server stops
             while not self.close_connection:
@@ -281,8 +281,8 @@ class _Connection(BaseHTTPRequestHandler):
         _require(_HOST.fullmatch(host), "Host", host, "one host name, perhaps with a port")
         if version == "HTTP/1.1" and headers.get("expect", "").lower() == "100-continue":
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        match version, headers.get("content-length"), headers.get("transfer-encoding"):  # RFC 9112, section 6
-            case _, str(length), None if re.fullmatch("[0-9]{1,18}", length):
+        match version, headers.get("content-length"), headers.get("transfer-encoding"):  # needs Python 3.10
+            case _, str(length), None if re.fullmatch("[0-9]{1,18}", length):  # RFC 9112, section 6
                 self._skip(int(length))
             case "HTTP/1.1", None, str(coding) if coding.lower() == "chunked":
                 size = -1  # not known yet
@@ -318,7 +318,7 @@ class _Connection(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         service, retry_after = self.server.service, self.server.retry_headers
         allow = "POST, OPTIONS" if path == "/create_job" else "GET, HEAD, OPTIONS"
-        match self.command, path.split("/"):  # if this is a SyntaxError: Python 3.10 or newer is needed
+        match self.command, path.split("/"):
             case "POST", ["", "create_job"]:
                 job_id = service.create_job(**_parse_fate(query)).job_id
                 return 200, {"job_id": job_id}, {"Location": f"/status/{job_id}", **retry_after}
@@ -434,7 +434,7 @@ class TrackerServer(ThreadingHTTPServer):
         thread = Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
         thread.start()
         self._sockets = {t: s for t, s in self._sockets.items() if t.is_alive()} | {thread: request}
-        self.reading &= set(self._sockets.values())
+        self.reading &= set(self._sockets.values())  # forget, as above, those that have ended
 
     def note(self, connection: socket.socket, is_reading: bool) -> None:
         """Note whether a connection waits for its client; raise ConnectionAbortedError if a stop has come."""
