@@ -176,6 +176,7 @@ def test_a_look_is_no_poll_and_a_poll_may_have_a_query_and_an_id_in_capitals(ser
 @pytest.mark.parametrize("duration, waits, polls, total_time, delay", [
     (30, [0, 1, 2, 4, 8, 16, 32], [0, 1, 3, 7, 15, 31, 63], 31, 1),
     (1, [0] + [0.1] * 10, [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], 1, 0),
+    (1, [0.2500004, 1], [0.25, 1.25], 1.25, 0.25),
 ])
 def test_requests_polls_total_time_and_delay_are_data(server, clock, duration, waits, polls, total_time, delay):
     job = server.jobs[create(server, f"?duration={duration}")]
@@ -316,6 +317,7 @@ def test_a_fault_is_counted_does_not_move_the_status_and_has_its_header(server, 
 
 
 def test_every_field_may_be_set_between_two_polls(server, clock):
+    assert tracker.TranslationJob("x") == tracker.TranslationJob("x", "pending", 0, 0, None, 0, "completed", [])
     job = server.jobs[create(server)]
     job.faults.append(500)
     assert "500" in poll(server, job.job_id)["error_message"]

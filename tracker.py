@@ -1,6 +1,6 @@
 """A fake video-translation service that measures how well its clients poll.
 
-POST /create_job        {"job_id": "<uuid4>"}
+POST /create_job        {"job_id": "<uuid4>"}; ?duration=3&outcome=error&faults=503,drop chooses its fate
 GET /status/<job_id>    {"status": "pending"}, then "in_progress", then "completed",
                         or {"status": "error", "error_message": "<why>"}
 
@@ -65,13 +65,13 @@ def _require(fulfilled: Any, name: str, given: object, accepted: str, status: in
 
 # --- The job and the clock: what time makes of a job, and what time is ------------------------------------
 
-FINAL = ("completed", "error")
+FINAL = ("completed", "error")  # what a job may end in, and never leaves
 ERROR_MESSAGES = ("The audio track could not be decoded.", "No speech was detected in the video.")
 
 
 @dataclass(slots=True)
 class TranslationJob:
-    """One translation. Its fate is drawn at creation: no poll changes it. A test may set any field."""
+    """One translation. Its end is drawn at creation, so that no poll changes it. A test may set any field."""
 
     job_id: str
     status: str = "pending"
@@ -87,7 +87,7 @@ class TranslationJob:
     delay: float | None = None  # seconds for which the end went unnoticed
 
     def update_status(self, now: float) -> None:
-        """Move the status to what it is at `now`: never back, and never away from an end."""
+        """Move the status on to what it is at `now`: pending for the first fifth. It never moves back."""
         elapsed = round(now - self.created_at, 6)  # or ten sleeps of 0.1 would make 0.9999999999999999
         if self.status not in FINAL and elapsed >= self.duration:
             self.status, self.updated_at = self.outcome, now
@@ -124,7 +124,7 @@ def _wall_clock(wall: Clock = time.time, monotonic: Clock = time.monotonic) -> C
 # --- The service: all jobs, one lock, one log -------------------------------------------------------------
 
 def _list_of(faults: Faults) -> list[Fault]:
-    """Return the faults as a new list; ValueError if one is none."""
+    """Return the faults as a new list; ValueError if one is no fault."""
     if isinstance(faults, str):
         faults = [int(fault) if re.fullmatch("[0-9]{3}", fault) else fault for fault in faults.split(",")]
     copy = list(faults)
@@ -153,7 +153,7 @@ class TranslationService:
         self.jobs: dict[str, TranslationJob] = {}
         self._dice = random.Random(self.seed)
         self._fault_dice = random.Random(self.seed)  # its own, so that polling changes no later job
-        self._lock = Lock()  # for jobs, dice and the order of the log; a real service has a database
+        self._lock = Lock()  # a poll's count, status and log lines change together; else, a database
 
     def create_job(self, *, duration: float | None = None, outcome: str | None = None,
                    faults: Faults | None = None) -> TranslationJob:
@@ -170,9 +170,9 @@ class TranslationService:
             duration = round(drawn if duration is None else duration, 6)
             outcome = outcome or ("error" if fails else "completed")
             now = self.clock()
-            job = TranslationJob(job_id, "pending", now, now, None, duration, outcome, faults)
-            self.jobs[job_id] = job
-            if len(self.jobs) > 100_000:  # about 50 MB; a real service forgets too, by age
+            job = self.jobs[job_id] = TranslationJob(job_id, created_at=now, updated_at=now,
+                                                     duration=duration, outcome=outcome, faults=faults)
+            if len(self.jobs) > 100_000:  # 50 MB and more; a real service forgets too, by age
                 del self.jobs[next(iter(self.jobs))]
             log.info("Job %s created", job_id)
         return job
@@ -201,7 +201,7 @@ class TranslationService:
 # --- One connection: read a request to its end, find its answer, write it, and again ----------------------
 
 SIZE = 65_536  # bytes of a line, as in the standard library, and of a body in memory at a time
-# What a proxy before us might understand in another way is refused: RFC 9112, section 11.
+# Unlike the base class, we refuse what a proxy before us might read in another way: RFC 9112, section 11.
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, section 5.6.2
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) (?:https?://[!-.0-~]+)?(/[!-~\x80-\xff]*|\*) (HTTP/[0-9]\.[0-9])")
 _HEADER = re.compile(rf"({_TOKEN}):([\t -~\x80-\xff]*)")  # RFC 9112, section 5
@@ -242,7 +242,7 @@ class _Connection(BaseHTTPRequestHandler):
     timeout = 75  # seconds; at 30 a connection would close just as a poller with that interval writes
 
     def handle(self) -> None:
-        """Read a request, find its answer, write it, and again; then the base class closes the connection."""
+        """Read a request, find its answer, write it, and again; then the server closes the connection."""
         self.close_connection = False
         with suppress(OSError):  # the client hung up, was silent or asked for a drop; or the server stops
             while not self.close_connection:
@@ -270,17 +270,17 @@ class _Connection(BaseHTTPRequestHandler):
         found = _require(_REQUEST_LINE.fullmatch(line), "A request line", line, "'METHOD /path HTTP/1.1'")
         self.command, self.path, version = found.groups()
         _require(version in ("HTTP/1.1", "HTTP/1.0"), "The version", version, "HTTP/1.1 or HTTP/1.0", 505)
-        _require(self.command in _METHODS, "A method", self.command, "one of RFC 9110, or PATCH", 501)
+        _require(self.command in _METHODS, "A method", self.command, "GET, HEAD, POST or OPTIONS", 501)
         headers = self._headers
         while line := self._read_line():
             found = _require(_HEADER.fullmatch(line), "A header", line, "a printable 'Name: value'")
             name, value = found[1].lower(), found[2].strip(" \t")
             # Two of a name are joined (RFC 9110, section 5.3), so neither two Hosts nor two lengths pass.
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        host = headers.get("host", "" if version == "HTTP/1.1" else "none")
+        host = headers.get("host", "" if version == "HTTP/1.1" else "none")  # HTTP/1.0 needs none
         _require(_HOST.fullmatch(host), "Host", host, "one host name, perhaps with a port")
         if version == "HTTP/1.1" and headers.get("expect", "").lower() == "100-continue":
-            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # curl waits for it before a large body
         match version, headers.get("content-length"), headers.get("transfer-encoding"):  # needs Python 3.10
             case _, str(length), None if re.fullmatch("[0-9]{1,18}", length):  # RFC 9112, section 6
                 self._skip(int(length))
@@ -293,7 +293,7 @@ class _Connection(BaseHTTPRequestHandler):
                     self._skip(size)
                     while line := self._read_line():  # after the last chunk, these are trailers
                         _require(not size, "A chunk", line, "ended where its size says")
-            case _, *framing:
+            case _, *framing:  # neither: no body
                 _require(framing == [None, None], "A body", framing, "of one length or, in HTTP/1.1, chunked")
         self.close_connection = version == "HTTP/1.0" or "close" in headers.get("connection", "").lower()
 
@@ -334,7 +334,7 @@ class _Connection(BaseHTTPRequestHandler):
                     return int(fault), f"This is a simulated {fault}: poll again.", headers
                 if status == "error":
                     return 200, {"status": status, "error_message": error_message}, {}
-                return 200, {"status": status}, {} if status == "completed" else retry_after
+                return 200, {"status": status}, {} if status in FINAL else retry_after
             case "GET" | "HEAD", ["", ""]:
                 return 200, {"endpoints": _ENDPOINTS}, {}
             case "OPTIONS", _:  # what a browser asks before a page on another port may poll
@@ -354,7 +354,7 @@ class _Connection(BaseHTTPRequestHandler):
             body = {"error_message": body}
         content = json.dumps(body).encode() if body else b""
         origin = self._headers.get("origin")
-        fields = {
+        fields = {  # a false value is left out
             "Date": self.date_time_string(),
             "Cache-Control": "no-store",
             "Access-Control-Allow-Origin": origin or "*",
@@ -404,19 +404,19 @@ class TrackerServer(ThreadingHTTPServer):
         self.service = TranslationService(**options)
         self.jobs = self.service.jobs
         self.stopping = Event()
-        self.reading: set[socket.socket] = set()  # the connections that wait for their client
+        self.reading: set[socket.socket] = set()  # who waits for its client; add, discard and &= are atomic
         self._sockets: dict[Thread, socket.socket] = {}  # of each thread of ours
         self._serving = Lock()  # held by the thread that accepts connections
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Connection)  # which, if it fails, calls server_close
         host, self.server_port = str(self.server_address[0]), self.server_address[1]
-        self.server_name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # Windows connects to these
+        self.server_name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # 0.0.0.0 is for listening
         self.url = f"http://{f'[{self.server_name}]' if ':' in host else self.server_name}:{self.server_port}"
 
     def __enter__(self) -> "TrackerServer":
         thread = Thread(target=self.serve_forever, daemon=True)
         thread.start()
-        self._sockets[thread] = self.socket
+        self._sockets[thread] = self.socket  # so that a stop joins it too
         return self
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
@@ -443,7 +443,7 @@ class TrackerServer(ThreadingHTTPServer):
             raise ConnectionAbortedError("the server stops")
 
     def shutdown(self) -> None:
-        """Stop `serve_forever` for good, and wait until it has ended; connections stay open."""
+        """Stop `serve_forever` for good, and wait for its end; open connections are answered no more."""
         self.stopping.set()
         if self._serving.locked():
             with suppress(Exception):  # a test may have patched socket.socket: see `timeout`
@@ -452,7 +452,7 @@ class TrackerServer(ThreadingHTTPServer):
             pass
 
     def server_close(self) -> None:
-        """Stop and close all, as __exit__ does: in milliseconds or, if a client reads no answer, `grace`."""
+        """Stop and close all, as the end of `with` does: at once, or in `grace` if a client reads no answer."""
         self.shutdown()
         with suppress(OSError):  # which macOS and Windows raise
             self.socket.shutdown(socket.SHUT_RDWR)  # a child forked meanwhile has the socket too
@@ -469,13 +469,13 @@ class TrackerServer(ThreadingHTTPServer):
                 thread.join(max(0, deadline - time.monotonic()))
 
 
-create_server = TrackerServer  # what a fixture reads best with, and what it makes
+create_server = TrackerServer  # the name that reads best in a fixture
 
 
 # --- The command line -------------------------------------------------------------------------------------
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until Ctrl-C or SIGTERM, and return 0; exit with 2 and a line on standard error if it cannot."""
+    """Serve until Ctrl-C or SIGTERM, and return 0; exit with 2 and the reason on stderr if it cannot."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on")
@@ -496,7 +496,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             handlers: list[logging.Handler] = [logging.FileHandler(log_file, encoding="utf-8")]
             if sys.stderr and sys.stderr.isatty():  # a pipe that nobody reads would block after 64 kB
                 handlers.append(logging.StreamHandler())
-            logging.raiseExceptions = False  # nor are tracebacks of a full disk written there
+            logging.raiseExceptions = False  # nor does it take logging's tracebacks, of a full disk
             logging.basicConfig(level=logging.INFO, format="%(levelname)s - %(message)s", handlers=handlers)
             for signum in signal.SIGINT, signal.SIGTERM:
                 # Only noted: a KeyboardInterrupt strikes anywhere, a second one in the midst of the clean-up.
@@ -510,11 +510,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                         handlers[0].close()
                         os.replace(log_file, log_file + ".1")
                 if not os.path.exists(log_file):
-                    handlers[0].close()  # the next line opens a new one
+                    handlers[0].close()  # the next line logged opens a new one
     except (OSError, ValueError) as error:
         parser.error(f"cannot serve on {options['host']} port {options['port']}: {error}")
     return 0
 
 
 if __name__ == "__main__":
-    os._exit(main())  # at once: a second signal, or a log that blocks, has no say any more
+    os._exit(main())  # at once, with no flush: a second signal or a log that blocks has no say any more
