@@ -452,7 +452,7 @@ class TrackerServer(ThreadingHTTPServer):
             pass
 
     def server_close(self) -> None:
-        """Stop and close all, as the end of `with` does: at once, or in `grace` if a client reads no answer."""
+        """Stop and close all, as `with` does in the end: at once, or in `grace` if a client reads no answer."""
         self.shutdown()
         with suppress(OSError):  # which macOS and Windows raise
             self.socket.shutdown(socket.SHUT_RDWR)  # a child forked meanwhile has the socket too
