@@ -45,7 +45,6 @@ POST, OLD, CHUNKED = "POST /create_job HTTP/1.1", "POST /create_job HTTP/1.0", "
 
 
 def head(*lines, start=POST, host="Host: localhost"):
-    """Return the bytes of a request's head."""
     return "\r\n".join(filter(None, (start, host, *lines, "\r\n"))).encode("latin-1")
 
 
@@ -94,7 +93,6 @@ def poll(server, job_id):
 
 
 def wait_until(condition):
-    """Wait, for a few seconds at most, for another thread to get there."""
     deadline = time.monotonic() + 5
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -176,7 +174,7 @@ def test_a_look_is_no_poll_and_a_poll_may_have_a_query_and_an_id_in_capitals(ser
 @pytest.mark.parametrize("duration, waits, polls, total_time, delay", [
     (30, [0, 1, 2, 4, 8, 16, 32], [0, 1, 3, 7, 15, 31, 63], 31, 1),
     (1, [0] + [0.1] * 10, [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], 1, 0),
-    (1, [0.2500004, 1], [0.25, 1.25], 1.25, 0.25),
+    (1.1, [0.2000004, 1], [0.2, 1.2], 1.2, 0.1),
 ])
 def test_requests_polls_total_time_and_delay_are_data(server, clock, duration, waits, polls, total_time, delay):
     job = server.jobs[create(server, f"?duration={duration}")]
@@ -197,11 +195,13 @@ def test_a_poll_is_recorded_before_its_answer_leaves_and_the_first_1000_with_the
     assert (job.requests, len(job.polls)) == (1001, 1000)
 
 
-def test_the_log_tells_the_life_of_a_job_and_the_metrics_once(server, clock, lines):
+def test_the_log_tells_the_life_of_a_job_and_the_metrics_once(server, clock, lines, monkeypatch):
+    monkeypatch.setattr(tracker.log, "filters", [lambda record: time.sleep(0.01) is None])  # yet no answer is first
     job_id = create(server, "?faults=drop")
-    for wait in 0, 7, 35, 10:
+    assert send(server, head(start=f"GET /status/{job_id} HTTP/1.1")) == []
+    for wait in 7, 35, 10:
         clock.advance(wait)
-        send(server, head(start=f"GET /status/{job_id} HTTP/1.1"))
+        get(f"{server.url}/status/{job_id}")
     access = f'INFO - 127.0.0.1 - - [TIME] "GET /status/{job_id} HTTP/1.1"'
 
     assert [re.sub(r"\d\d/[A-Z][a-z]{2}/\d{4} \d\d:\d\d:\d\d", "TIME", line) for line in lines()] == [
@@ -365,7 +365,6 @@ def test_the_same_seed_gives_the_same_jobs_however_they_are_polled():
                 service.query_status(job.job_id)
             job.update_status(60)
         return [(job.job_id, job.duration, job.outcome, job.error_message) for job in service.jobs.values()]
-
     assert lives(0) == lives(3)
     assert lives(0)[1:] == lives(0, duration=1, outcome="error", faults=[500])[1:]
     assert {message for *_, message in lives(0)} == {None, *tracker.ERROR_MESSAGES}
@@ -403,7 +402,6 @@ def test_nothing_that_is_requested_reaches_the_log_raw(server, lines):
 REQUESTS = {  # and the statuses that answer them and the request after them
     "two words": ([400], head(start="POST /create_job")),
     "space at the end": ([400], head(start=POST + " ")),
-    "control character in the target": ([400], head(start="POST /create_job\x01 HTTP/1.1")),
     "target is no path": ([400], head(start="POST create_job HTTP/1.1")),
     "HTTP/2": ([505], head(start="PRI * HTTP/2.0")),
     "unknown method": ([501], head(start="BREW /create_job HTTP/1.1")),
@@ -412,10 +410,10 @@ REQUESTS = {  # and the statuses that answer them and the request after them
     "the longest line": ([200, 200], head(f"X: {'x' * (65536 - 5)}")),
     "no Host": ([400], head(host="")),
     "two Hosts": ([400], head("Host: localhost")),
-    "Host with a slash": ([400], head(host="Host: a/b")),
     "space before the colon": ([400], head("Content-Length : 0")),
     "folded header": ([400], head("X: 1\r\n 2")),
     "NUL in a value": ([400], head("X: \0")),
+    "bytes over 127 in a value, or no value": ([200, 200], head("X: caf\xe9\t\xff", "Y:")),
     "bare carriage return": ([400], head("X: 1\r")),
     "length with a sign": ([400], head("Content-Length: +5")),
     "two lengths": ([400], head("Content-Length: 5", "Content-Length: 5")),
@@ -423,14 +421,13 @@ REQUESTS = {  # and the statuses that answer them and the request after them
     "chunked with a length": ([400], head(CHUNKED, "Content-Length: 0")),
     "chunked on HTTP/1.0": ([400], head(CHUNKED, start=OLD)),
     "unknown coding": ([400], head("Transfer-Encoding: gzip, chunked")),
-    "chunk of a negative size": ([400], head(CHUNKED) + b"-1\r\n"),
-    "chunk longer than it says": ([400], head(CHUNKED) + b"5\r\nhello!\r\n0\r\n\r\n"),
+    "chunk longer than it says": ([400], head(CHUNKED) + b"5\r\nhello!\r\n\r\n0\r\n\r\n"),
     "no chunk at all": ([200, 200], head(CHUNKED) + b"0\r\n\r\n"),
     "extensions": ([200, 200], head(CHUNKED.upper()) + b"3;a=b\r\nabc\r\nA \r\n0123456789\r\n0\r\n\r\n"),
     "trailers": ([200, 200], head(CHUNKED) + b"1\r\n0\r\n00\r\nX: 1\r\nY: 1\r\n\r\n"),
+    "chunk with more than a size": ([400], head(CHUNKED) + b"0x\r\n\r\n"),
     "any case of header names": ([200, 200], head("cOnTeNt-LeNgTh: 2", host="hOST: localhost") + b"{}"),
     "spaces round a value": ([200, 200], head("Content-Length:2 \t", host="Host: localhost \t") + b"{}"),
-    "bytes over 127 in a value, or no value": ([200, 200], head("X: caf\xe9\t\xff", "Y:")),
     "LF alone, empty lines first": ([200, 200], b"\r\n\n" + head().replace(b"\r", b"")),
     "an absolute target": ([200, 200], head(start="POST http://[::1]/create_job HTTP/1.1", host="Host: [::1]:80")),
     "an expectation on HTTP/1.0": ([200], head("Expect: 100-continue", "Content-Length: 2", start=OLD) + b"{}"),
@@ -444,7 +441,7 @@ def test_what_http_allows_works_and_after_what_it_forbids_nothing_is_read(server
     answers = send(server, request + head("Connection: Keep-Alive, Close") + head())
     assert [answer.status for answer in answers] == statuses
     assert len(server.jobs) == statuses.count(200)
-    assert answers[-1].headers["Connection"] == "close"
+    assert [answer.headers["Connection"] for answer in answers] == [None] * (len(answers) - 1) + ["close"]
     assert statuses[0] == 200 or re.fullmatch(r"[A-Z].{20,}\.", answers[0].json["error_message"])
 
 
@@ -546,11 +543,11 @@ def test_other_hosts_have_a_url_that_works(host, url):
         assert get(server.url + "/create_job", b"")["job_id"] in server.jobs
 
 
-def test_at_the_end_of_the_block_the_port_refuses_connections_are_closed_and_nothing_is_left(clock):
+def test_at_the_end_of_the_block_the_port_refuses_connections_are_closed_and_nothing_is_left(clock, monkeypatch):
     def left():
         descriptors = "/proc/self/fd"
         return threading.active_count(), os.path.exists(descriptors) and len(os.listdir(descriptors))
-
+    monkeypatch.setattr(tracker.TrackerServer, "grace", 4)
     before = left()
     for number in range(10):
         with contextlib.ExitStack() as stack:
@@ -561,8 +558,9 @@ def test_at_the_end_of_the_block_the_port_refuses_connections_are_closed_and_not
                 if number % 2:  # else the end may come before they are accepted
                     wait_until(lambda: threading.active_count() == before[0] + 4)
                     idle.recv(1, socket.MSG_PEEK)
+                deadline = time.monotonic() + 4
                 1 / 0
-            assert threading.active_count() == before[0]
+            assert threading.active_count() == before[0] and time.monotonic() < deadline
             if number % 2:
                 assert [len(read_answers(client)) for client in (idle, halfway, silent)] == [1, 0, 0]
             with pytest.raises(ConnectionRefusedError):
@@ -573,7 +571,8 @@ def test_at_the_end_of_the_block_the_port_refuses_connections_are_closed_and_not
 
 
 @pytest.mark.parametrize("retry_after, header", [(None, None), (0, "0"), (7, "7")])
-def test_an_answer_waits_for_its_latency_but_not_for_the_end_of_the_block(clock, retry_after, header):
+def test_an_answer_waits_for_its_latency_but_not_for_the_end_of_the_block(clock, lines, monkeypatch, retry_after, header):
+    monkeypatch.setattr(tracker.log, "filters", [lambda record: time.sleep(0.02) is None])  # as an answer takes time
     with tracker.create_server(clock=clock, latency=3600, retry_after=retry_after) as server:
         client = raw(server)
         client.sendall(head() * 2)
@@ -658,6 +657,7 @@ assert os.listdir() == [] and threading.active_count() == 1
 assert not logging.getLogger().handlers and not logging.getLogger("tracker").handlers
 server = tracker.create_server().__enter__()
 client = socket.create_connection(server.server_address)
+while threading.active_count() < 3: pass
 """
     with start(tmp_path, "-W", "ignore::ResourceWarning", "-c", code) as process:
         assert (*process.communicate(timeout=5), process.returncode) == ("", "", 0)

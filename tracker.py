@@ -361,7 +361,7 @@ class _Connection(BaseHTTPRequestHandler):
             "Access-Control-Allow-Credentials": origin and "true",
             "Access-Control-Expose-Headers": "Location, Retry-After",
             "Content-Type": content and "application/json",
-            "Content-Length": content and len(content),
+            "Content-Length": len(content),
             "Connection": self.close_connection and "close",
             **headers,
         }
@@ -452,7 +452,7 @@ class TrackerServer(ThreadingHTTPServer):
             pass
 
     def server_close(self) -> None:
-        """Stop and close all, as `with` does in the end: at once, or in `grace` if a client reads no answer."""
+        """Stop and close all: at once, or in `grace` if a client reads no answer. A `with` ends by it."""
         self.shutdown()
         with suppress(OSError):  # which macOS and Windows raise
             self.socket.shutdown(socket.SHUT_RDWR)  # a child forked meanwhile has the socket too
