@@ -48,7 +48,7 @@ def head(*lines, start=POST, host="Host: localhost"):
     return "\r\n".join(filter(None, (start, host, *lines, "\r\n"))).encode("latin-1")
 
 
-# Its answer says the header again: some of them, if nobody reads, fill all buffers.
+# Its answer repeats the header: a few answers that nobody reads fill all buffers.
 ECHO = head("Access-Control-Request-Headers: " + "x" * 60_000, start="OPTIONS * HTTP/1.1")
 
 
@@ -121,8 +121,8 @@ def lines(caplog):
 
 def test_a_new_job_has_an_id_a_place_and_a_time_to_come_back_whatever_the_body(server):
     for body in b"{}", b'{"duration": 3}', b"GET / HTTP/1.1\r\n\r\n", bytes(1_000_000):
-        chunked = b"1\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (body[:1], len(body) - 1, body[1:])
-        with_length, chunked = head(f"Content-Length: {len(body)}") + body, head(CHUNKED) + chunked
+        chunks = b"1\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (body[:1], len(body) - 1, body[1:])
+        with_length, chunked = head(f"Content-Length: {len(body)}") + body, head(CHUNKED) + chunks
         for created in send(server, with_length + chunked + with_length):
             assert (created.status, created.headers["Retry-After"]) == (200, "1")
             assert created.headers["Location"] == f"/status/{created.json['job_id']}"
@@ -196,7 +196,7 @@ def test_a_poll_is_recorded_before_its_answer_leaves_and_the_first_1000_with_the
 
 
 def test_the_log_tells_the_life_of_a_job_and_the_metrics_once(server, clock, lines, monkeypatch):
-    monkeypatch.setattr(tracker.log, "filters", [lambda record: time.sleep(0.01) is None])  # yet no answer is first
+    monkeypatch.setattr(tracker.log, "filters", [lambda record: time.sleep(0.01) is None])  # yet before the answer
     job_id = create(server, "?faults=drop")
     assert send(server, head(start=f"GET /status/{job_id} HTTP/1.1")) == []
     for wait in 7, 35, 10:
@@ -235,7 +235,7 @@ def test_no_step_of_the_system_clock_moves_a_job(monkeypatch):
     job = service.create_job()
     assert job.created_at == pytest.approx(time.time(), abs=60)
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    monkeypatch.setattr(time, "monotonic", lambda: 946684800.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 946684800.0)  # as freezegun does
     service.query_status(job.job_id)
     assert (job.status, job.polls) == ("pending", [pytest.approx(0, abs=5)])
     assert tracker.TranslationService().create_job().created_at == pytest.approx(job.created_at, abs=5)
@@ -399,7 +399,7 @@ def test_nothing_that_is_requested_reaches_the_log_raw(server, lines):
 
 # --- Speaking HTTP ----------------------------------------------------------------------------------------
 
-REQUESTS = {  # and the statuses that answer them and the request after them
+REQUESTS = {  # a rule: the statuses for a request and for the one after it, the request
     "two words": ([400], head(start="POST /create_job")),
     "space at the end": ([400], head(start=POST + " ")),
     "target is no path": ([400], head(start="POST create_job HTTP/1.1")),
@@ -495,7 +495,7 @@ def test_a_client_that_resets_or_stalls_is_no_error(monkeypatch, capfd, lines):
     reset = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)  # linger for 0 seconds: then closing resets
     with tracker.create_server() as server:
         for request in b"", b"POST", head("Content-Length: 9"), head() * 50, ECHO * 50:
-            with raw(server) as client, contextlib.suppress(ConnectionError):  # of ECHO, which nobody reads
+            with raw(server) as client, contextlib.suppress(ConnectionError):  # as nobody reads ECHO's answers
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
                 client.sendall(request)
         with raw(server) as stalled:
@@ -555,12 +555,12 @@ def test_at_the_end_of_the_block_the_port_refuses_connections_are_closed_and_not
                 idle, halfway, silent = (stack.enter_context(raw(server)) for _ in range(3))
                 halfway.sendall(head("Content-Length: 100") + b"half")
                 idle.sendall(head())
-                if number % 2:  # else the end may come before they are accepted
+                if number % 2:  # in the even rounds the end may come before they are accepted
                     wait_until(lambda: threading.active_count() == before[0] + 4)
                     idle.recv(1, socket.MSG_PEEK)
                 deadline = time.monotonic() + 4
                 1 / 0
-            assert threading.active_count() == before[0] and time.monotonic() < deadline
+            assert threading.active_count() == before[0] and time.monotonic() < deadline  # not after the grace
             if number % 2:
                 assert [len(read_answers(client)) for client in (idle, halfway, silent)] == [1, 0, 0]
             with pytest.raises(ConnectionRefusedError):
@@ -572,7 +572,7 @@ def test_at_the_end_of_the_block_the_port_refuses_connections_are_closed_and_not
 
 @pytest.mark.parametrize("retry_after, header", [(None, None), (0, "0"), (7, "7")])
 def test_an_answer_waits_for_its_latency_but_not_for_the_end_of_the_block(clock, lines, monkeypatch, retry_after, header):
-    monkeypatch.setattr(tracker.log, "filters", [lambda record: time.sleep(0.02) is None])  # as an answer takes time
+    monkeypatch.setattr(tracker.log, "filters", [lambda record: time.sleep(0.02) is None])  # each answer takes time
     with tracker.create_server(clock=clock, latency=3600, retry_after=retry_after) as server:
         client = raw(server)
         client.sendall(head() * 2)
