@@ -203,7 +203,7 @@ class TranslationService:
 SIZE = 65_536  # bytes of a line, as in the standard library, and of a body in memory at a time
 # Unlike the base class, we refuse what a proxy before us might read in another way: RFC 9112, section 11.
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, section 5.6.2
-_REQUEST_LINE = re.compile(rf"({_TOKEN}) (?:https?://[!-.0-~]+)?(/[!-~\x80-\xff]*|\*) (HTTP/[0-9]\.[0-9])")
+_REQUEST_LINE = re.compile(rf"({_TOKEN}) (?:https?://[!$-.0->@-~]+)?(/[!-~\x80-\xff]*|\*) (HTTP/\d\.\d)")
 _HEADER = re.compile(rf"({_TOKEN}):([\t -~\x80-\xff]*)")  # RFC 9112, section 5
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.~_!$&'()*+;=%-]+)(:[0-9]*)?")  # RFC 9110, section 7.2
 _CHUNK = re.compile(r"([0-9A-Fa-f]{1,15})[ \t]*(;[\t -~\x80-\xff]*)?")  # RFC 9112, section 7.1
@@ -292,7 +292,8 @@ class _Connection(BaseHTTPRequestHandler):
                     size = int(found[1], 16)
                     self._skip(size)
                     while line := self._read_line():  # after the last chunk, these are trailers
-                        _require(not size, "A chunk", line, "ended where its size says")
+                        fit = not size and _HEADER.fullmatch(line)
+                        _require(fit, "A chunk", line, "ended where its size says, but for trailers at last")
             case _, *framing:  # neither: no body
                 _require(framing == [None, None], "A body", framing, "of one length or, in HTTP/1.1, chunked")
         self.close_connection = version == "HTTP/1.0" or "close" in headers.get("connection", "").lower()
@@ -400,7 +401,7 @@ class TrackerServer(ThreadingHTTPServer):
         fit = retry_after is None or retry_after >= 0 and retry_after % 1 == 0
         _require(fit, "retry_after", retry_after, "a whole number of seconds, 0 or more, or None")
         self.latency = latency
-        self.retry_headers = {} if retry_after is None else {"Retry-After": f"{retry_after:.0f}"}
+        self.retry_headers = {} if retry_after is None else {"Retry-After": str(int(retry_after))}
         self.service = TranslationService(**options)
         self.jobs = self.service.jobs
         self.stopping = Event()
@@ -509,8 +510,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     if os.path.getsize(log_file) > 10_000_000:
                         handlers[0].close()
                         os.replace(log_file, log_file + ".1")
-                if not os.path.exists(log_file):
-                    handlers[0].close()  # the next line logged opens a new one
+                        handlers[0].close()  # if a thread opened it in between; the next line opens a new one
     except (OSError, ValueError) as error:
         parser.error(f"cannot serve on {options['host']} port {options['port']}: {error}")
     return 0
