@@ -153,7 +153,7 @@ class TranslationService:
         self.jobs: dict[str, TranslationJob] = {}
         self._dice = random.Random(self.seed)
         self._fault_dice = random.Random(self.seed)  # its own, so that polling changes no later job
-        self._lock = Lock()  # a poll's count, status and log lines change together; else, a database
+        self._lock = Lock()  # for a poll's count, status and log lines as one; a real service has a database
 
     def create_job(self, *, duration: float | None = None, outcome: str | None = None,
                    faults: Faults | None = None) -> TranslationJob:
