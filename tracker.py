@@ -282,9 +282,9 @@ class _Connection(BaseHTTPRequestHandler):
         if version == "HTTP/1.1" and headers.get("expect", "").lower() == "100-continue":
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # curl waits for it before a large body
         match version, headers.get("content-length"), headers.get("transfer-encoding"):  # needs Python 3.10
-            case _, str(length), None if re.fullmatch("[0-9]{1,18}", length):  # RFC 9112, section 6
+            case _, str(length), None if re.fullmatch("[0-9]{1,18}", length):  # str(): if there is one
                 self._skip(int(length))
-            case "HTTP/1.1", None, str(coding) if coding.lower() == "chunked":
+            case "HTTP/1.1", None, str(coding) if coding.lower() == "chunked":  # RFC 9112, section 6
                 size = -1  # not known yet
                 while size:  # section 7.1: a line with the size, so many bytes, a line end; at last, size 0
                     line = self._read_line()
@@ -294,7 +294,7 @@ class _Connection(BaseHTTPRequestHandler):
                     while line := self._read_line():  # after the last chunk, these are trailers
                         fit = not size and _HEADER.fullmatch(line)
                         _require(fit, "A chunk", line, "ended where its size says, but for trailers at last")
-            case _, *framing:  # neither: no body
+            case _, *framing:  # no body, if neither is there
                 _require(framing == [None, None], "A body", framing, "of one length or, in HTTP/1.1, chunked")
         self.close_connection = version == "HTTP/1.0" or "close" in headers.get("connection", "").lower()
 
@@ -405,7 +405,7 @@ class TrackerServer(ThreadingHTTPServer):
         self.service = TranslationService(**options)
         self.jobs = self.service.jobs
         self.stopping = Event()
-        self.reading: set[socket.socket] = set()  # who waits for its client; add, discard and &= are atomic
+        self.reading: set[socket.socket] = set()  # whose request is being read; add, discard and &= are atomic
         self._sockets: dict[Thread, socket.socket] = {}  # of each thread of ours
         self._serving = Lock()  # held by the thread that accepts connections
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -431,7 +431,7 @@ class TrackerServer(ThreadingHTTPServer):
         return not self.stopping.is_set()  # or the connection that `shutdown` makes would be served
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection, by a _Connection, in a thread of its own; remember both for the stop."""
+        """Start a thread, in which a _Connection is made, calls handle and is closed; note it for a stop."""
         thread = Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
         thread.start()
         self._sockets = {t: s for t, s in self._sockets.items() if t.is_alive()} | {thread: request}
@@ -444,10 +444,10 @@ class TrackerServer(ThreadingHTTPServer):
             raise ConnectionAbortedError("the server stops")
 
     def shutdown(self) -> None:
-        """Stop `serve_forever` for good, and wait for its end; open connections are answered no more."""
+        """Stop `serve_forever` for good, and wait for its end; no further request is answered."""
         self.stopping.set()
         if self._serving.locked():
-            with suppress(Exception):  # a test may have patched socket.socket: see `timeout`
+            with suppress(Exception):  # a test may have patched socket.socket: then `timeout` ends the wait
                 socket.create_connection((self.server_name, self.server_port), self.grace).close()
         with self._serving:
             pass
@@ -497,7 +497,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             handlers: list[logging.Handler] = [logging.FileHandler(log_file, encoding="utf-8")]
             if sys.stderr and sys.stderr.isatty():  # a pipe that nobody reads would block after 64 kB
                 handlers.append(logging.StreamHandler())
-            logging.raiseExceptions = False  # nor does it take logging's tracebacks, of a full disk
+            logging.raiseExceptions = False  # tracebacks, as of a full disk, would go to that pipe too
             logging.basicConfig(level=logging.INFO, format="%(levelname)s - %(message)s", handlers=handlers)
             for signum in signal.SIGINT, signal.SIGTERM:
                 # Only noted: a KeyboardInterrupt strikes anywhere, a second one in the midst of the clean-up.
@@ -510,7 +510,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     if os.path.getsize(log_file) > 10_000_000:
                         handlers[0].close()
                         os.replace(log_file, log_file + ".1")
-                        handlers[0].close()  # if a thread opened it in between; the next line opens a new one
+                        handlers[0].close()  # in case that a thread opened it; logging opens a new one
     except (OSError, ValueError) as error:
         parser.error(f"cannot serve on {options['host']} port {options['port']}: {error}")
     return 0
