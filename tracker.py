@@ -405,7 +405,7 @@ class TrackerServer(ThreadingHTTPServer):
         self.service = TranslationService(**options)
         self.jobs = self.service.jobs
         self.stopping = Event()
-        self.reading: set[socket.socket] = set()  # whose request is being read; add, discard and &= are atomic
+        self.reading: set[socket.socket] = set()  # whose request is being read; add, discard, &= are atomic
         self._sockets: dict[Thread, socket.socket] = {}  # of each thread of ours
         self._serving = Lock()  # held by the thread that accepts connections
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
