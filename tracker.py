@@ -235,7 +235,7 @@ class _Connection(BaseHTTPRequestHandler):
     - after a refusal of a request that was not read to its end: nobody knows where the next one begins;
     - instead of an answer, for the fault "drop";
     - after 75 seconds in which the client sends nothing, or does not read its answer;
-    - when the server stops: at once, or after the answer that is on its way.
+    - when the server stops: at once, or after the answer, but for a refusal, that is on its way.
     """
 
     server: "TrackerServer"  # the next section
@@ -338,7 +338,7 @@ class _Connection(BaseHTTPRequestHandler):
                 return 200, {"status": status}, {} if status in FINAL else retry_after
             case "GET" | "HEAD", ["", ""]:
                 return 200, {"endpoints": _ENDPOINTS}, {}
-            case "OPTIONS", _:  # what a browser asks before a page on another port may poll
+            case "OPTIONS", _:  # what a browser may ask before a page on another port can poll
                 wanted = self._headers.get("access-control-request-headers", "*")
                 cors = {"Access-Control-Allow-Methods": allow, "Access-Control-Allow-Headers": wanted}
                 return 204, None, {"Allow": allow, **cors}
