@@ -111,9 +111,10 @@ def server(clock):
 
 
 @pytest.fixture
-def lines(caplog):
-    """The log's lines, as main() would have them in server.log."""
+def lines(caplog, monkeypatch):
+    """The log's lines, as main() would have them in server.log; each takes a moment, so that their order shows."""
     caplog.set_level(logging.INFO, "tracker")
+    monkeypatch.setattr(tracker.log, "filters", [lambda record: time.sleep(0.002) is None])
     return lambda: [f"{record.levelname} - {record.getMessage()}" for record in caplog.records]
 
 
@@ -160,11 +161,11 @@ def test_status_is_a_function_of_time_and_never_goes_back(server, clock, query, 
 
 
 def test_a_look_is_no_poll_and_a_poll_may_have_a_query_and_an_id_in_capitals(server, clock):
-    job = server.jobs[create(server)]
+    job = server.jobs[create(server, "?faults=503")]
     paths = "/", f"/status/{job.job_id}", f"/status/{job.job_id.upper()}", "/status/none"
     clock.advance(32)
     assert [ask(server, "HEAD", path).status for path in paths] == [200, 200, 200, 404]
-    assert (job.requests, job.polls, job.status) == (0, [], "pending")
+    assert (job.requests, job.polls, job.status, job.faults.pop()) == (0, [], "pending", 503)
     assert ask(server, "GET", "/").json == {"endpoints": ["POST /create_job", "GET /status/<job_id>"]}
     assert poll(server, job.job_id.upper() + "?_=1732") == {"status": "completed"}
 
@@ -195,8 +196,7 @@ def test_a_poll_is_recorded_before_its_answer_leaves_and_the_first_1000_with_the
     assert (job.requests, len(job.polls)) == (1001, 1000)
 
 
-def test_the_log_tells_the_life_of_a_job_and_the_metrics_once(server, clock, lines, monkeypatch):
-    monkeypatch.setattr(tracker.log, "filters", [lambda record: time.sleep(0.01) is None])  # yet before the answer
+def test_the_log_tells_the_life_of_a_job_and_the_metrics_once(server, clock, lines):
     job_id = create(server, "?faults=drop")
     assert send(server, head(start=f"GET /status/{job_id} HTTP/1.1")) == []
     for wait in 7, 35, 10:
@@ -217,8 +217,7 @@ def test_the_log_tells_the_life_of_a_job_and_the_metrics_once(server, clock, lin
     ]
 
 
-def test_threads_see_one_ending_and_each_metrics_line_stands_after_its_job(server, clock, lines, monkeypatch):
-    monkeypatch.setattr(tracker.log, "filters", [lambda record: time.sleep(1e-4) is None])  # let others run
+def test_threads_see_one_ending_and_each_metrics_line_stands_after_its_job(server, clock, lines):
     jobs = [server.service.create_job().job_id for _ in range(50)]
     clock.advance(30)
     with ThreadPoolExecutor(8) as pool:
@@ -401,6 +400,7 @@ def test_nothing_that_is_requested_reaches_the_log_raw(server, lines):
 REQUESTS = {  # a rule: the statuses for a request and for the one after it, the request
     "two words": ([400], head(start="POST /create_job")),
     "space at the end": ([400], head(start=POST + " ")),
+    "control character in the target": ([400], head(start="POST /create_job\x01 HTTP/1.1")),
     "target is no path": ([400], head(start="POST create_job HTTP/1.1")),
     "HTTP/2": ([505], head(start="PRI * HTTP/2.0")),
     "unknown method": ([501], head(start="BREW /create_job HTTP/1.1")),
@@ -409,6 +409,7 @@ REQUESTS = {  # a rule: the statuses for a request and for the one after it, the
     "the longest line": ([200, 200], head(f"X: {'x' * (65536 - 5)}")),
     "no Host": ([400], head(host="")),
     "two Hosts": ([400], head("Host: localhost")),
+    "Host with a slash": ([400], head(host="Host: a/b")),
     "space before the colon": ([400], head("Content-Length : 0")),
     "folded header": ([400], head("X: 1\r\n 2")),
     "NUL in a value": ([400], head("X: \0")),
@@ -570,8 +571,7 @@ def test_at_the_end_of_the_block_the_port_refuses_connections_are_closed_and_not
 
 
 @pytest.mark.parametrize("retry_after, header", [(None, None), (0, "0"), (7, "7")])
-def test_an_answer_waits_for_its_latency_but_no_stop_does(clock, lines, monkeypatch, retry_after, header):
-    monkeypatch.setattr(tracker.log, "filters", [lambda record: time.sleep(0.01) is None])  # each answer takes time
+def test_an_answer_waits_for_its_latency_but_no_stop_does(clock, lines, retry_after, header):
     with tracker.create_server(clock=clock, latency=3600, retry_after=retry_after) as server:
         client = raw(server)
         client.sendall(head() * 2)
