@@ -323,9 +323,9 @@ class _Connection(BaseHTTPRequestHandler):
             case "POST", ["", "create_job"]:
                 job_id = service.create_job(**_parse_fate(query)).job_id
                 return 200, {"job_id": job_id}, {"Location": f"/status/{job_id}", **retry_after}
-            case "HEAD", ["", "status", job_id] if job_id.lower() in service.jobs:
-                return 200, None, {}  # no poll: its client cannot see the status
-            case "GET", ["", "status", job_id] if job_id.lower() in service.jobs:
+            case "GET" | "HEAD", ["", "status", job_id] if job_id.lower() in service.jobs:
+                if self.command == "HEAD":
+                    return 200, None, {}  # no poll: its client cannot see the status
                 status, error_message, fault = service.query_status(job_id.lower())
                 if fault == "drop":
                     self.log_request()
