@@ -9,7 +9,7 @@ GET /status/<job_id>    {"status": "pending"}, then "in_progress", then "complet
 >>> import json, tracker
 >>> from urllib.request import urlopen
 >>> clock = tracker.ManualClock()
->>> with tracker.create_server(duration=(30, 30), error_rate=0, clock=clock) as server:
+>>> with tracker.create_server(duration=30, error_rate=0, clock=clock) as server:
 ...     job_id = json.load(urlopen(server.url + "/create_job", b""))["job_id"]
 ...     clock.advance(32)
 ...     json.load(urlopen(f"{server.url}/status/{job_id}"))
@@ -18,6 +18,7 @@ GET /status/<job_id>    {"status": "pending"}, then "in_progress", then "complet
 2.0
 
 It is a test double, not for the internet, and an example of a small threaded HTTP server.
+Third edition, November 2026. Copyright 2026 the tracker.py authors; MIT License.
 """
 
 import argparse
@@ -26,41 +27,45 @@ import logging
 import os
 import random
 import re
+import selectors
 import signal
 import socket
-import socketserver
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Lock, Thread
-from typing import Any
-from urllib.parse import parse_qs
+from email.utils import formatdate
+from http.client import responses
+from http.server import ThreadingHTTPServer
+from socketserver import BaseRequestHandler, TCPServer
+from typing import Any, NoReturn
+from urllib.parse import parse_qs, unquote
 
 __all__ = ["ManualClock", "TrackerServer", "TranslationJob", "TranslationService", "create_server"]
 
 Clock = Callable[[], float]  # returns seconds
-Fault = int | str  # what a poll gets instead of an answer: an HTTP status from 400 to 599, or "drop"
-Faults = Sequence[Fault]  # in turn; or a text like "503,drop"
+Duration = float | Sequence[float]  # seconds; two of them are the ends of a range
+Fault = int | str  # what a poll gets instead of its answer: an HTTP status from 400 to 599, "drop" or "hang"
+Faults = Sequence[Fault]  # for as many polls; or a text like "503,drop"
 log = logging.getLogger("tracker")
 
 
 class _Refusal(ValueError):
-    """Why a value or a request is not taken, in one sentence; over HTTP, the answer has this status."""
+    """Why a value or a request is not taken, in one sentence; over HTTP, it is answered with this status."""
 
-    def __init__(self, sentence: str, status: int) -> None:
-        super().__init__(sentence)
-        self.status = status
+    status = 400
 
 
-def _require(fulfilled: Any, name: str, given: object, accepted: str, status: int = 400) -> Any:
-    """Return what is fulfilled, or raise the _Refusal that says what was given and what is accepted."""
-    if not fulfilled:
-        raise _Refusal(f"{name} must be {accepted}, not {given!r:.80}.", status)
-    return fulfilled
+def _require(condition: Any, rule: str, given: object, status: int = 400) -> Any:
+    """Return the condition (it may be a match) if it is true; else raise the _Refusal "RULE, not GIVEN."."""
+    if not condition:
+        refusal = _Refusal(f"{rule}, not {given!r:.80}.")
+        refusal.status = status
+        raise refusal
+    return condition
 
 
 # --- The job and the clock: what time makes of a job, and what time is ------------------------------------
@@ -71,19 +76,19 @@ ERROR_MESSAGES = ("The audio track could not be decoded.", "No speech was detect
 
 @dataclass(slots=True)
 class TranslationJob:
-    """One translation. Its end is drawn at creation, so that no poll changes it. A test may set any field."""
+    """One translation. Its fate is settled at creation, and no poll changes it. A test may set any field."""
 
     job_id: str
     status: str = "pending"
     created_at: float = 0.0  # seconds on the service's clock
-    updated_at: float = 0.0  # when a query last moved the status; at first, the same as created_at
+    updated_at: float = 0.0  # when a poll last moved the status; at first, the same as created_at
     error_message: str | None = None
     duration: float = 0.0  # seconds
-    outcome: str = "completed"  # the status to end in, "completed" or "error"
-    faults: list[Fault] = field(default_factory=list)  # what the next status queries get instead of an answer
-    requests: int = 0  # status queries so far, faulted ones too
+    outcome: str = "completed"  # the status to end in: "completed" or "error"
+    faults: list[Fault] = field(default_factory=list)  # what the next polls get instead of an answer
+    requests: int = 0  # polls so far, faulted ones too
     polls: list[float] = field(default_factory=list)  # seconds after creation, of the first 1,000 of them
-    total_time: float | None = None  # seconds from creation until a query saw the end
+    total_time: float | None = None  # seconds from creation until a poll saw the end
     delay: float | None = None  # seconds for which the end went unnoticed
 
     def update_status(self, now: float) -> None:
@@ -94,8 +99,8 @@ class TranslationJob:
             self.total_time, self.delay = elapsed, round(elapsed - self.duration, 6)
         elif self.status == "pending" and elapsed >= round(self.duration / 5, 6):
             self.status, self.updated_at = "in_progress", now
-        if self.status == "error" and self.error_message is None:  # drawn by the id: no other job changes it
-            self.error_message = random.Random(self.job_id).choice(ERROR_MESSAGES)
+        if self.status == "error" and self.error_message is None:  # a test may have set the status, too
+            self.error_message = random.Random(self.job_id).choice(ERROR_MESSAGES)  # for one id, the same
 
 
 @dataclass
@@ -109,27 +114,24 @@ class ManualClock:
 
     def advance(self, seconds: float) -> None:
         """Move the clock on by `seconds`; ValueError if that is less than 0, as for `time.sleep`."""
-        _require(0 <= seconds < float("inf"), "seconds", seconds, "a finite number, 0 or more")
+        _require(0 <= seconds < float("inf"), "seconds must be a finite number, 0 or more", seconds)
         self.now += seconds
 
     sleep = advance
 
 
-def _wall_clock(wall: Clock = time.time, monotonic: Clock = time.monotonic) -> Clock:
-    """Return a clock that reads like a Unix timestamp but does not jump when the system's clock is set."""
-    anchor = wall() - monotonic()  # both are bound at import: freezegun and the like replace them later
-    return lambda: anchor + monotonic()
-
-
 # --- The service: all jobs, one lock, one log -------------------------------------------------------------
+
+_FAULT = re.compile("[45][0-9][0-9]|drop|hang")
+
 
 def _list_of(faults: Faults) -> list[Fault]:
     """Return the faults as a new list; ValueError if one is no fault."""
-    if isinstance(faults, str):
-        faults = [int(fault) if re.fullmatch("[0-9]{3}", fault) else fault for fault in faults.split(",")]
-    copy = list(faults)
-    fit = all(fault == "drop" or fault in range(400, 600) for fault in copy)
-    _require(fit, "faults", copy, "a list of HTTP statuses from 400 to 599, or drop")
+    copy: list[Fault] = []
+    for fault in faults.split(",") if isinstance(faults, str) else faults:
+        _require(_FAULT.fullmatch(str(fault)),
+                 "faults must be a list of HTTP statuses from 400 to 599, drop or hang", fault)
+        copy.append(fault if fault in ("drop", "hang") else int(fault))
     return copy
 
 
@@ -137,50 +139,54 @@ def _list_of(faults: Faults) -> list[Fault]:
 class TranslationService:
     """Jobs, created and polled by any number of threads; ValueError if an option is out of range."""
 
-    duration: tuple[float, float] = (5.0, 15.0)  # seconds, low and high: a job's is drawn from between
+    duration: Duration = (5.0, 15.0)  # seconds that a job takes; within a range, each job's are drawn
     error_rate: float = 0.1  # the chance, from 0 to 1, that a job ends as "error"
-    faults: Faults = ()  # what the first polls of each job get instead of an answer, in turn
+    faults: Faults = ()  # what the first polls of each job get instead of an answer
     fault_rate: float = 0.0  # the chance, from 0 to 1, that a poll gets a 503 instead of an answer
-    seed: int | None = None  # the same seed gives the same ids, durations, outcomes and error messages
-    clock: Clock = field(default_factory=_wall_clock)  # read once per created job and once per poll
+    seed: int | None = None  # the same seed gives the same ids, outcomes, error messages and durations
+    clock: Clock = time.monotonic  # read once per created job and once per poll
+    tick: float | None = None  # seconds by which each poll finds its job older, whatever the clock says
 
     def __post_init__(self) -> None:
-        low, high = self.duration  # a pair of seconds
-        _require(0 <= low <= high, "duration", self.duration, "a pair of seconds, 0 <= low <= high")
-        for name, rate in ("error_rate", self.error_rate), ("fault_rate", self.fault_rate):
-            _require(0 <= rate <= 1, name, rate, "a number from 0 to 1")
+        ends = self.duration if isinstance(self.duration, Sequence) else [self.duration]
+        in_order = len(ends) in (1, 2) and 0 <= ends[0] <= ends[-1]
+        _require(in_order, "duration must be a number of seconds, or two: 0 <= low <= high", self.duration)
+        _require(0 <= self.error_rate <= 1, "error_rate must be a number from 0 to 1", self.error_rate)
+        _require(0 <= self.fault_rate <= 1, "fault_rate must be a number from 0 to 1", self.fault_rate)
+        finite = self.tick is None or 0 < self.tick < float("inf")
+        _require(finite, "tick must be a finite number of seconds, more than 0", self.tick)
         self.faults = _list_of(self.faults)
         self.jobs: dict[str, TranslationJob] = {}
+        self._low, self._high = ends[0], ends[-1]
         self._dice = random.Random(self.seed)
-        self._fault_dice = random.Random(self.seed)  # its own, so that polling changes no later job
-        self._lock = Lock()  # for a poll's count, status and log lines as one; a real service has a database
+        self._fault_dice = random.Random(self._dice.random())  # its own, so that no poll changes a later job
+        self._lock = threading.Lock()  # for a poll's count, status and log lines as one; a real service has a database
 
     def create_job(self, *, duration: float | None = None, outcome: str | None = None,
                    faults: Faults | None = None) -> TranslationJob:
         """Create a job with the fate that is given, or else drawn; ValueError if a value is out of range."""
-        _require(duration is None or duration >= 0, "duration", duration, "0 seconds or more, or inf")
-        _require(outcome is None or outcome in FINAL, "outcome", outcome, "completed or error")
+        _require(duration is None or duration >= 0, "duration must be 0 seconds or more, or inf", duration)
+        _require(outcome is None or outcome in FINAL, "outcome must be completed or error", outcome)
         faults = _list_of(self.faults if faults is None else faults)
         with self._lock:
-            # Everything is drawn, used or not, so that a chosen fate changes no other job's.
+            # Always these three draws, so that neither an option nor a chosen fate changes another job.
             job_id = str(uuid.UUID(int=self._dice.getrandbits(128), version=4))
-            low, high = self.duration
-            drawn = low if low == high else self._dice.uniform(low, high)  # inf - inf is no number
+            drawn = min(self._high, self._dice.uniform(self._low, self._high))  # inf - inf is no number
             fails = self._dice.random() < self.error_rate
-            duration = round(drawn if duration is None else duration, 6)
-            outcome = outcome or ("error" if fails else "completed")
             now = self.clock()
-            job = self.jobs[job_id] = TranslationJob(job_id, created_at=now, updated_at=now,
-                                                     duration=duration, outcome=outcome, faults=faults)
-            if len(self.jobs) > 100_000:  # 50 MB and more; a real service forgets too, by age
+            job = self.jobs[job_id] = TranslationJob(
+                job_id, created_at=now, updated_at=now, duration=round(drawn if duration is None else duration, 6),
+                outcome=outcome or ("error" if fails else "completed"), faults=faults)
+            if len(self.jobs) > 100_000:  # a real service forgets too, by age
                 del self.jobs[next(iter(self.jobs))]
-            log.info("Job %s created", job_id)
+            log.info(f"Job {job_id} created")
         return job
 
     def query_status(self, job_id: str) -> tuple[str, str | None, Fault | None]:
         """Record a poll; return status, error message and fault. KeyError if there is no such job."""
         with self._lock:
-            job, now = self.jobs[job_id], self.clock()
+            job = self.jobs[job_id]
+            now = self.clock() if self.tick is None else job.created_at + self.tick * (job.requests + 1)
             job.requests += 1
             if len(job.polls) < 1_000:  # a client that never stops must not fill the memory
                 job.polls.append(round(now - job.created_at, 6))
@@ -191,304 +197,364 @@ class TranslationService:
             before = job.status
             job.update_status(now)
             if job.status != before:
-                log.info("Job %s: %s -> %s", job_id, before, job.status)
+                log.info(f"Job {job_id}: {before} -> {job.status}")
                 if job.status in FINAL:
-                    line = "Translation metrics - Requests: %d, Status: %s, Total time: %.2fs, Delay: %.2fs"
-                    log.info(line, job.requests, job.status, job.total_time, job.delay)
+                    log.info(f"Translation metrics - Requests: {job.requests}, Status: {job.status}, "
+                             f"Total time: {job.total_time:.2f}s, Delay: {job.delay:.2f}s")
             return job.status, job.error_message, None
 
 
-# --- One connection: read a request to its end, find its answer, write it, and again ----------------------
-
-SIZE = 65_536  # bytes of a line, as in the standard library, and of a body in memory at a time
-# Unlike the base class, we refuse what a proxy before us might read in another way: RFC 9112, section 11.
-_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, section 5.6.2
-_REQUEST_LINE = re.compile(rf"({_TOKEN}) (?:https?://[!$-.0->@-~]+)?(/[!-~\x80-\xff]*|\*) (HTTP/\d\.\d)")
-_HEADER = re.compile(rf"({_TOKEN}):([\t -~\x80-\xff]*)")  # RFC 9112, section 5
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.~_!$&'()*+;=%-]+)(:[0-9]*)?")  # RFC 9110, section 7.2
-_CHUNK = re.compile(r"([0-9A-Fa-f]{1,15})[ \t]*(;[\t -~\x80-\xff]*)?")  # RFC 9112, section 7.1
-_SECONDS = re.compile(r"[0-9]+|[0-9]*\.[0-9]+|inf")
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
-_ENDPOINTS = ("POST /create_job", "GET /status/<job_id>")
-_FAULT_HEADERS = {  # RFC 9110 requires them; Java's client, for one, raises an IOException without the first
-    401: {"WWW-Authenticate": 'Bearer realm="tracker"'},
-    405: {"Allow": "GET, HEAD, OPTIONS"},
-    407: {"Proxy-Authenticate": 'Bearer realm="tracker"'},
-    426: {"Upgrade": "HTTP/2.0", "Connection": "Upgrade"},
-}
-
-
-def _parse_fate(query: str) -> dict[str, Any]:
-    """Return the arguments of create_job in a query like "duration=3&outcome=error&faults=503,drop"."""
-    fate: dict[str, Any] = {name: ",".join(texts) for name, texts in parse_qs(query, True).items()}
-    for name, text in fate.items():
-        _require(name in ("duration", "outcome", "faults"), "Parameter", name, "duration, outcome or faults")
-        if name == "duration":
-            fate[name] = float(_require(_SECONDS.fullmatch(text), name, text, "0 seconds or more, or inf")[0])
-    return fate
-
-
-class _Connection(BaseHTTPRequestHandler):
-    """One connection, in a thread of its own, until it closes:
-
-    - when its client closes it, asks for that (Connection: close) or speaks HTTP/1.0;
-    - after a refusal of a request that was not read to its end: nobody knows where the next one begins;
-    - instead of an answer, for the fault "drop";
-    - after 75 seconds in which the client sends nothing, or does not read its answer;
-    - when the server stops: at once, or after the answer, but for a refusal, that is on its way.
-    """
-
-    server: "TrackerServer"  # the next section
-    timeout = 75  # seconds; at 30 a connection would close just as a poller with that interval writes
-
-    def handle(self) -> None:
-        """Read a request, find its answer, write it, and again; then the server closes the connection."""
-        self.close_connection = False
-        with suppress(OSError):  # the client hung up, was silent or asked for a drop; or the server stops
-            while not self.close_connection:
-                self.close_connection = True  # until the request has been read to its end
-                self.requestline = self.command = ""  # until they are read
-                self._headers: dict[str, str] = {}
-                try:
-                    self.server.note(self.connection, is_reading=True)
-                    self._read_request()
-                    self.server.note(self.connection, is_reading=False)
-                    answer = self._find_answer()
-                except _Refusal as refusal:
-                    answer = refusal.status, str(refusal), {}
-                except OSError:
-                    raise
-                except Exception:
-                    log.exception("A bug met %r", self.requestline)
-                    answer = 500, "The service has a bug: its log has the traceback.", {}
-                self._write(*answer)
-
-    def _read_request(self) -> None:
-        """Read a request to its end: its head into attributes, its body into nothing."""
-        while not self.requestline:  # RFC 9112, section 2.2: an empty line before a request is ignored
-            self.requestline = line = self._read_line()
-        found = _require(_REQUEST_LINE.fullmatch(line), "A request line", line, "'METHOD /path HTTP/1.1'")
-        self.command, self.path, version = found.groups()
-        _require(version in ("HTTP/1.1", "HTTP/1.0"), "The version", version, "HTTP/1.1 or HTTP/1.0", 505)
-        _require(self.command in _METHODS, "A method", self.command, "GET, HEAD, POST or OPTIONS", 501)
-        headers = self._headers
-        while line := self._read_line():
-            found = _require(_HEADER.fullmatch(line), "A header", line, "a printable 'Name: value'")
-            name, value = found[1].lower(), found[2].strip(" \t")
-            # Two of a name are joined (RFC 9110, section 5.3), so neither two Hosts nor two lengths pass.
-            headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        host = headers.get("host", "" if version == "HTTP/1.1" else "none")  # HTTP/1.0 needs none
-        _require(_HOST.fullmatch(host), "Host", host, "one host name, perhaps with a port")
-        if version == "HTTP/1.1" and headers.get("expect", "").lower() == "100-continue":
-            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # curl waits for it before a large body
-        match version, headers.get("content-length"), headers.get("transfer-encoding"):  # needs Python 3.10
-            case _, str(length), None if re.fullmatch("[0-9]{1,18}", length):  # str(): if there is one
-                self._skip(int(length))
-            case "HTTP/1.1", None, str(coding) if coding.lower() == "chunked":  # RFC 9112, section 6
-                size = -1  # not known yet
-                while size:  # section 7.1: a line with the size, so many bytes, a line end; at last, size 0
-                    line = self._read_line()
-                    found = _require(_CHUNK.fullmatch(line), "A chunk", line, "begun with its size")
-                    size = int(found[1], 16)
-                    self._skip(size)
-                    while line := self._read_line():  # after the last chunk, these are trailers
-                        fit = not size and _HEADER.fullmatch(line)
-                        _require(fit, "A chunk", line, "ended where its size says, but for trailers at last")
-            case _, *framing:  # no body, if neither is there
-                _require(framing == [None, None], "A body", framing, "of one length or, in HTTP/1.1, chunked")
-        self.close_connection = version == "HTTP/1.0" or "close" in headers.get("connection", "").lower()
-
-    def _read_line(self) -> str:
-        """Return the next line of a request, without its end."""
-        line = self.rfile.readline(SIZE + 1)
-        _require(len(line) <= SIZE, "A line", line, "65,536 bytes at most", 431 if self.requestline else 414)
-        if not line.endswith(b"\n"):
-            raise ConnectionAbortedError("the client hung up")
-        return line.decode("latin-1").removesuffix("\n").removesuffix("\r")
-
-    def _skip(self, size: int) -> None:
-        """Read so many bytes of a body and forget them, or the next request would begin in its midst."""
-        while size:
-            piece = self.rfile.read(min(size, SIZE))
-            if not piece:
-                raise ConnectionAbortedError("the client hung up")
-            size -= len(piece)
-
-    def _find_answer(self) -> tuple[int, Any, Mapping[str, str]]:
-        """Return status, body and headers; a body is JSON, the sentence of an error, or None."""
-        path, _, query = self.path.partition("?")
-        service, retry_after = self.server.service, self.server.retry_headers
-        allow = "POST, OPTIONS" if path == "/create_job" else "GET, HEAD, OPTIONS"
-        match self.command, path.split("/"):
-            case "POST", ["", "create_job"]:
-                job_id = service.create_job(**_parse_fate(query)).job_id
-                return 200, {"job_id": job_id}, {"Location": f"/status/{job_id}", **retry_after}
-            case "GET" | "HEAD", ["", "status", job_id] if job_id.lower() in service.jobs:
-                if self.command == "HEAD":
-                    return 200, None, {}  # no poll: its client cannot see the status
-                status, error_message, fault = service.query_status(job_id.lower())
-                if fault == "drop":
-                    self.log_request()
-                    raise ConnectionAbortedError("a drop was asked for")
-                if fault:
-                    headers = retry_after if fault in (429, 503) else _FAULT_HEADERS.get(int(fault), {})
-                    return int(fault), f"This is a simulated {fault}: poll again.", headers
-                if status == "error":
-                    return 200, {"status": status, "error_message": error_message}, {}
-                return 200, {"status": status}, {} if status in FINAL else retry_after
-            case "GET" | "HEAD", ["", ""]:
-                return 200, {"endpoints": _ENDPOINTS}, {}
-            case "OPTIONS", _:  # what a browser may ask before a page on another port can poll
-                wanted = self._headers.get("access-control-request-headers", "*")
-                cors = {"Access-Control-Allow-Methods": allow, "Access-Control-Allow-Headers": wanted}
-                return 204, None, {"Allow": allow, **cors}
-            case method, ["", "create_job"] | ["", "status", _] | ["", ""] if method not in allow:
-                return 405, f"{path!r:.80} takes {allow}, not {method}.", {"Allow": allow}
-        return 404, f"There is no {path!r:.80}, or no more: the endpoints are {' and '.join(_ENDPOINTS)}.", {}
-
-    def _write(self, status: int, body: Any, headers: Mapping[str, str]) -> None:
-        """Log an answer, then write it: a client that has it finds it in the log, and its job in `jobs`."""
-        if self.server.latency:
-            self.server.stopping.wait(self.server.latency)  # a stop cuts it short
-        self.log_request(status)
-        if status >= 400:
-            body = {"error_message": body}
-        content = json.dumps(body).encode() if body else b""
-        origin = self._headers.get("origin")
-        fields = {  # a false value is left out
-            "Date": self.date_time_string(),
-            "Cache-Control": "no-store",
-            "Access-Control-Allow-Origin": origin or "*",
-            "Access-Control-Allow-Credentials": origin and "true",
-            "Access-Control-Expose-Headers": "Location, Retry-After",
-            "Content-Type": content and "application/json",
-            "Content-Length": len(content),
-            "Connection": self.close_connection and "close",
-            **headers,
-        }
-        start = f"HTTP/1.1 {status} {self.responses.get(status, ('',))[0]}"
-        lines = [start, *(f"{name}: {value}" for name, value in fields.items() if value), "", ""]
-        head = "\r\n".join(lines).encode("latin-1")
-        self.wfile.write(head if self.command == "HEAD" else head + content)  # in one packet
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Log what log_request says: as the base class does, but to our log, and all on one line."""
-        message = (format % args).encode("unicode_escape").decode()
-        log.info("%s - - [%s] %s", self.client_address[0], self.log_date_time_string(), message)
-
-
-# --- The server: connections, and how they end ------------------------------------------------------------
+# --- The server: connections, each in a thread, and how they end ------------------------------------------
 
 class TrackerServer(ThreadingHTTPServer):
     """A service on a port, with a thread for each connection; it is bound at once, so that `url` is valid.
 
     `with server:` serves from a background thread, and stops for good and closes everything at the end.
-    Or call `serve_forever()`, which blocks until another thread calls `shutdown()`; then `server_close()`.
+    Or call `serve_forever()`, which blocks until `shutdown()` is called elsewhere, and then `server_close()`.
     `latency`: seconds before each answer. `retry_after`: whole seconds for that header, None to leave it out.
     OSError if it cannot listen there, ValueError if an option, of the service's too, is out of range.
+
+    What the base class does in between: `handle_request` accepts a connection and calls `process_request`,
+    whose thread makes a `_Connection`, which calls its own `handle` and `finish`, and then closes the socket.
+    `handle_error` is told what they raise, and the `__exit__` of a `with` block is `server_close`.
+    A stop is a bell: whoever waits for a client waits for the bell too, and goes home when it rings.
     """
 
-    request_queue_size = 1024  # connections that wait to be accepted; of a burst, 5, the default, loses some
+    request_queue_size = 1024  # connections that may wait to be accepted; of a burst, 5 (the default) are few
     allow_reuse_address = os.name != "nt"  # restart at once; Windows would let two share a port: gh-85307
-    timeout = 0.5  # seconds after which handle_request returns, in case that `shutdown` cannot wake it
-    grace = 1.0  # seconds that a client has, after a stop, to read the answer that is on its way
-    server_bind = socketserver.TCPServer.server_bind  # HTTPServer's may look up the host for 30 s: gh-79345
+    server_bind = TCPServer.server_bind  # HTTPServer's looks the host's name up, for up to 30 s: gh-79345
+    grace = 1.0  # seconds that a client has to read an answer, or to end a request that was refused
+    # Bound here: tests patch what stands in the module `time`, and freezegun what stands in any module.
+    real_time, monotonic = staticmethod(time.time), staticmethod(time.monotonic)
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0, *,
-                 latency: float = 0.0, retry_after: int | None = 1, **options: Any) -> None:
-        _require(0 <= port <= 65_535, "port", port, "a number from 0, which picks a free one, to 65535")
-        _require(0 <= latency <= 3600, "latency", latency, "a number of seconds from 0 to 3600")
-        fit = retry_after is None or retry_after >= 0 and retry_after % 1 == 0
-        _require(fit, "retry_after", retry_after, "a whole number of seconds, 0 or more, or None")
-        self.latency = latency
-        self.retry_headers = {} if retry_after is None else {"Retry-After": str(int(retry_after))}
-        self.service = TranslationService(**options)
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, duration: Duration = (5.0, 15.0),
+                 error_rate: float = 0.1, faults: Faults = (), fault_rate: float = 0.0,
+                 seed: int | None = None, clock: Clock = time.monotonic, tick: float | None = None,
+                 latency: float = 0.0, retry_after: int | None = 1) -> None:
+        _require(0 <= port <= 65_535, "port must be a number from 0, which picks a free one, to 65535", port)
+        _require(0 <= latency <= 3600, "latency must be a number of seconds from 0 to 3600", latency)
+        _require(retry_after is None or retry_after >= 0 and retry_after % 1 == 0,
+                 "retry_after must be a whole number of seconds, 0 or more", retry_after)
+        self.service = TranslationService(duration=duration, error_rate=error_rate, faults=faults,
+                                          fault_rate=fault_rate, seed=seed, clock=clock, tick=tick)
         self.jobs = self.service.jobs
-        self.stopping = Event()
-        self.reading: set[socket.socket] = set()  # whose request is being read; add, discard, &= are atomic
-        self._sockets: dict[Thread, socket.socket] = {}  # of each thread of ours
-        self._serving = Lock()  # held by the thread that accepts connections
+        self.latency = latency
+        self.retry_headers = [] if retry_after is None else [f"Retry-After: {int(retry_after)}"]
+        # What server_close needs stands above super().__init__, which calls it if it cannot listen.
+        self.url = ""
+        self.stopping = False
+        self._owner = os.getpid()
+        self._accepting = threading.RLock()  # held by the thread that accepts connections
+        self._bell, self._button = socket.socketpair()  # what the button sends, nobody reads: all wake up
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, port), _Connection)  # which, if it fails, calls server_close
-        host, self.server_port = str(self.server_address[0]), self.server_address[1]
+        super().__init__((host, port), _Connection)
+        self.socket.setblocking(False)  # a client may be gone between `wait` and `accept`
+        host, self.server_port = self.socket.getsockname()[:2]
         self.server_name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # 0.0.0.0 is for listening
         self.url = f"http://{f'[{self.server_name}]' if ':' in host else self.server_name}:{self.server_port}"
 
+    def wait(self, seconds: float, *sockets: socket.socket) -> bool:
+        """Wait until one of the sockets can be read; False if none can in that time, or the server stops."""
+        if self.stopping:  # the bell may be closed by now
+            return False
+        selector = getattr(selectors, "PollSelector", selectors.SelectSelector)()  # Windows has no poll
+        for one in (self._bell, *sockets):
+            selector.register(one, selectors.EVENT_READ)
+        return bool(selector.select(seconds)) and not self.stopping
+
     def __enter__(self) -> "TrackerServer":
-        thread = Thread(target=self.serve_forever, daemon=True)
-        thread.start()
-        self._sockets[thread] = self.socket  # so that a stop joins it too
+        threading.Thread(target=self.serve_forever, name=self.url, daemon=True).start()
         return self
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Serve in the caller's thread until `shutdown`, which wakes it at once: poll_interval is ignored."""
-        with self._serving:
-            while not self.stopping.is_set():
-                with suppress(Exception):  # pytest-socket makes accept raise RuntimeError, say
-                    self.handle_request()  # waits for a connection and gives it to process_request
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        return not self.stopping.is_set()  # or the connection that `shutdown` makes would be served
+        """Serve in the caller's thread until `shutdown`; Windows sees a Ctrl-C only each poll_interval."""
+        with self._accepting:
+            while not self.stopping:
+                if self.wait(poll_interval, self.socket):
+                    with suppress(Exception):  # pytest-socket makes accept raise RuntimeError, say
+                        self.handle_request()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start a thread, in which a _Connection is made, calls handle and is closed; note it for a stop."""
-        thread = Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
-        thread.start()
-        self._sockets = {t: s for t, s in self._sockets.items() if t.is_alive()} | {thread: request}
-        self.reading &= set(self._sockets.values())  # forget, as above, those that have ended
+        """Start a thread, which a stop will find by its name; an unclosed server must keep no program."""
+        threading.Thread(target=self.process_request_thread, args=(request, client_address),
+                         name=self.url, daemon=True).start()
 
-    def note(self, connection: socket.socket, is_reading: bool) -> None:
-        """Note whether a connection waits for its client; raise ConnectionAbortedError if a stop has come."""
-        (self.reading.add if is_reading else self.reading.discard)(connection)
-        if self.stopping.is_set():  # a stop sets this, then looks at `reading`: one of us sees the other
-            raise ConnectionAbortedError("the server stops")
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what went wrong outside an answer; the base class prints it, to a pipe that perhaps is full."""
+        log.exception(f"The connection from {client_address[0]} failed")
 
     def shutdown(self) -> None:
-        """Stop `serve_forever` for good, and wait for its end; no further request is answered."""
-        self.stopping.set()
-        if self._serving.locked():
-            with suppress(Exception):  # a test may have patched socket.socket: then `timeout` ends the wait
-                socket.create_connection((self.server_name, self.server_port), self.grace).close()
-        with self._serving:
+        """Stop for good, and wait until nobody accepts any more; connections end with the answer they owe."""
+        self.stopping = True
+        with suppress(OSError):  # at a second stop, it is closed
+            self._button.send(b"!")
+        with self._accepting:  # an RLock: a signal's handler may call this in the thread that has it
             pass
 
     def server_close(self) -> None:
-        """Stop and close all: at once, or in `grace` if a client reads no answer. A `with` ends by it."""
+        """Stop and close all: in milliseconds, or in about `grace` if a client does not read its answer."""
+        if os.getpid() != self._owner:  # a forked child leaves the block: bell and port are its parent's too
+            return
         self.shutdown()
         with suppress(OSError):  # which macOS and Windows raise
-            self.socket.shutdown(socket.SHUT_RDWR)  # a child forked meanwhile has the socket too
+            self.socket.shutdown(socket.SHUT_RDWR)  # or the port would live on in a forked child
         super().server_close()
-        for connections in list(self.reading), list(self._sockets.values()):  # who waits, then who is left
-            for connection in connections:
-                with suppress(OSError):  # it has ended
-                    if os.name == "nt":  # only this wakes a thread there: gh-91913
-                        socket.close(connection.detach())
-                    else:
-                        connection.shutdown(socket.SHUT_RDWR)
-            deadline = time.monotonic() + self.grace
-            for thread in self._sockets:
-                thread.join(max(0, deadline - time.monotonic()))
+        deadline = self.monotonic() + 2 * self.grace  # by then, a write that has just begun has ended
+        for thread in threading.enumerate():
+            if thread.name == self.url:
+                thread.join(deadline - self.monotonic())
+        self._bell.close()
+        self._button.close()
 
 
 create_server = TrackerServer  # the name that reads best in a fixture
+
+
+# --- One connection: read a request to its end, find its answer, write it, and again ----------------------
+
+_SILENCE = 75  # seconds; at 30 a connection would close just as a poller with that interval writes
+_LONGEST = 65_536  # bytes of a line with its end, and of what is received at a time
+# Unlike the base class's, our grammar refuses what a proxy before us might read in another way.
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # GET, or Content-Length: RFC 9110, section 5.6.2
+_TARGET = r"\*|[!-~]+:\d+|(?:/|https?://)[!-~\x80-\xff]*"  # /status/x?y, or http://host/, or host:443, or *
+_REQUEST_LINE = re.compile(rf"({_TOKEN}) ({_TARGET}) (HTTP/\d\.\d)\r?|\r?")  # or empty: RFC 9112, section 3
+_ORIGIN = re.compile(r"\Ahttps?://[^/?]*")  # http://host:80
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.~_!$&'()*+;=%-]+)(:\d*)?")  # localhost:80
+_FIELD = rf"(?:({_TOKEN}):([\t -~\x80-\xff]*))?"  # Host: localhost, or nothing, at the end: section 5
+_HEADER, _TRAILER = re.compile(_FIELD + r"\r?"), re.compile(_FIELD + r"\r")
+# A lone LF ends a line of a head, but none of a body: a chunk that is a byte short would pass. Section 7.1
+_CHUNK, _CHUNK_END = re.compile(r"([0-9A-Fa-f]{1,16})[ \t]*(;[\t -~\x80-\xff]*)?\r"), re.compile(r"\r")
+_SECONDS = re.compile(r"\d+|\d*\.\d+|inf")  # 3, or 0.5
+_ENDPOINTS = "POST /create_job and GET /status/<job_id>"
+_FAULT_HEADERS = {  # RFC 9110 requires them; Java's client, for one, raises an IOException without the first
+    "401": ['WWW-Authenticate: Bearer realm="tracker"'],
+    "405": ["Allow: GET, HEAD, OPTIONS"],
+    "407": ['Proxy-Authenticate: Bearer realm="tracker"'],
+    "426": ["Upgrade: HTTP/2.0"],
+}
+_Answer = tuple[Fault, Any, list[str]]  # status, body and headers
+
+
+class _Connection(BaseRequestHandler):
+    """One connection, in a thread of its own, until it closes:
+
+    - when its client closes it, asks for that (Connection: close) or speaks HTTP/1.0;
+    - after the answer to a request that was refused before it was read to its end;
+    - instead of an answer, for the faults "drop" and "hang";
+    - after 75 seconds in which the client sends nothing, or one in which it does not read its answer;
+    - when the server stops: at once, or after the answer to a request that has been read to its end.
+    """
+
+    server: TrackerServer
+    request: socket.socket  # the connection, in the words of the base class
+    headers: dict[str, str]
+    received = b""  # and not read yet
+    is_last = False  # whether the connection closes after this request
+
+    def handle(self) -> None:
+        """Read a request, find its answer, write it, and again."""
+        self.request.setblocking(False)  # so that nothing waits but `wait`
+        with suppress(OSError):  # the client hung up or was silent for too long, or the server stops
+            while not self.is_last and not self.server.stopping:
+                self.is_last = True  # until it is read to its end: where would the next one begin?
+                self.request_line, self.method, self.path, self.headers = "", "", "", {}
+                try:
+                    self._read_request()
+                    answer = self._find_answer()
+                except _Refusal as refusal:
+                    answer = refusal.status, str(refusal), []
+                except Exception:
+                    if not self.path:  # it has not been read to its end
+                        raise
+                    log.exception(f"A bug met {self.request_line!r}")
+                    answer = 500, "The service has a bug: its log has the traceback.", []
+                self._write(*answer)
+            # A client that is still writing would lose the answer if we closed now: RFC 9112, section 9.6.
+            self.request.shutdown(socket.SHUT_WR)
+            deadline = self.server.monotonic() + self.server.grace
+            while self.server.monotonic() < deadline:
+                self._receive(self.server.grace)
+                self.received = b""
+
+    def _read_request(self) -> None:
+        """Read a request to its end: its head into attributes, its body into nothing."""
+        while not self.request_line:  # RFC 9112, section 2.2: an empty line before a request is ignored
+            match = self._read_line(_REQUEST_LINE, "A request must begin like 'GET /path HTTP/1.1'")
+        self.method, target, version = match.groups()
+        _require(version in ("HTTP/1.1", "HTTP/1.0"), "The version must be HTTP/1.1 or HTTP/1.0", version, 505)
+        is_modern = version == "HTTP/1.1"
+        self.headers = headers = self._read_headers(_HEADER)
+        host = headers.get("host", "")
+        fit = _HOST.fullmatch(host) or not is_modern
+        _require(fit, "Host must be one host name, perhaps with a port", host)
+        if is_modern and headers.get("expect", "").lower() == "100-continue":
+            self.request.send(b"HTTP/1.1 100 Continue\r\n\r\n")  # curl waits for it before a large body
+        coding = headers.get("transfer-encoding")  # of the body: RFC 9112, section 6
+        if coding is None:
+            length = headers.get("content-length", "0")
+            _require(re.fullmatch("[0-9]{1,18}", length), "Content-Length must be one number", length)
+            self._skip(int(length))
+        else:
+            fit = coding.lower() == "chunked" and is_modern and "content-length" not in headers
+            _require(fit, "Transfer-Encoding must be chunked, in HTTP/1.1, without a Content-Length", coding)
+            while size := int(self._read_line(_CHUNK, "A chunk must begin with its size in hex digits")[1], 16):
+                self._skip(size)
+                self._read_line(_CHUNK_END, "A chunk must end where its size says")
+            self._read_headers(_TRAILER)
+        options = re.split("[ \t,]+", headers.get("connection", "").lower())
+        self.is_last = not is_modern or "close" in options
+        path, _, self.query = _ORIGIN.sub("", target).partition("?")
+        self.path = path or "/"
+
+    def _read_headers(self, pattern: re.Pattern[str]) -> dict[str, str]:
+        """Read the lines of a head, or of trailers, up to the empty one; names become lower case."""
+        headers: dict[str, str] = {}
+        count = 0
+        while (match := self._read_line(pattern, "A header must be a printable 'Name: value'"))[1]:
+            count += 1
+            _require(count <= 100, "A request must have at most 100 headers", count, 431)
+            name, value = match[1].lower(), match[2].strip(" \t")
+            # Two of a name are joined (RFC 9110, section 5.3), so neither two Hosts nor two lengths pass.
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        return headers
+
+    def _skip(self, size: int) -> None:
+        """Read so many bytes and forget them."""
+        while size > len(self.received):
+            size -= len(self.received)
+            self.received = b""
+            self._receive(_SILENCE)
+        self.received = self.received[size:]
+
+    def _read_line(self, pattern: re.Pattern[str], rule: str) -> Any:
+        """Read a line and return its match, or refuse it by the rule; the first is kept for the log."""
+        while b"\n" not in self.received and len(self.received) < _LONGEST:
+            self._receive(_SILENCE)
+        line, _, self.received = self.received.partition(b"\n")
+        text = line.decode("latin-1")
+        too_long = 431 if self.request_line else 414
+        _require(len(text) < _LONGEST, "A line must be shorter than 65,536 bytes", text, too_long)
+        self.request_line = self.request_line or text.removesuffix("\r")
+        return _require(pattern.fullmatch(text), rule, text)
+
+    def _receive(self, seconds: float) -> None:
+        """Receive what is there, or wait until something is; OSError if nothing will be."""
+        try:
+            data = self.request.recv(_LONGEST)
+        except BlockingIOError:
+            if not self.server.wait(seconds, self.request):
+                raise TimeoutError
+            return
+        if not data or self.server.stopping:  # without data, the client has hung up
+            raise ConnectionAbortedError
+        self.received += data
+
+    def _find_answer(self) -> _Answer:
+        """Return status, body and headers; a body is JSON, the sentence of an error, or None."""
+        _, *segments = map(unquote, self.path.split("/"))  # in this order, an escaped slash stays one
+        allow = "POST, OPTIONS" if segments == ["create_job"] else "GET, HEAD, OPTIONS"
+        match self.method, segments:
+            case "POST", ["create_job"]:
+                return self._create_job()
+            case "GET", ["status", job_id]:
+                try:
+                    return self._poll(job_id.lower())
+                except KeyError:
+                    if job_id.lower() in self.server.jobs:
+                        raise  # an error of the clock
+            case "HEAD", ["status", job_id]:
+                if job_id.lower() in self.server.jobs:  # no poll: its client cannot see the status
+                    return 200, None, []
+            case "GET" | "HEAD", [""]:
+                return 200, {"endpoints": _ENDPOINTS.split(" and ")}, []
+            case "OPTIONS", _:  # what a browser may ask before a page on another port can poll
+                wanted = self.headers.get("access-control-request-headers", "*")
+                return 204, None, [f"Allow: {allow}", f"Access-Control-Allow-Methods: {allow}",
+                                   f"Access-Control-Allow-Headers: {wanted}"]
+            case _, ["create_job"] | ["status", _] | [""]:
+                return 405, f"{self.path!r:.80} takes {allow}, not {self.method:.80}.", [f"Allow: {allow}"]
+        return 404, f"There is no {self.path!r:.80}, or no more: the endpoints are {_ENDPOINTS}.", []
+
+    def _create_job(self) -> _Answer:
+        """Return the answer to a query like "duration=3&outcome=error&faults=503,drop"."""
+        fate: dict[str, Any] = {}
+        for name, texts in parse_qs(self.query, keep_blank_values=True).items():
+            known = name in ("duration", "outcome", "faults")
+            _require(known, "Parameter must be duration, outcome or faults", name)
+            fate[name] = ",".join(texts)
+        if "duration" in fate:
+            text = fate["duration"]
+            _require(_SECONDS.fullmatch(text), "duration must be 0 seconds or more, or inf", text)
+            fate["duration"] = float(text)
+        job_id = self.server.service.create_job(**fate).job_id
+        return 200, {"job_id": job_id}, [f"Location: /status/{job_id}", *self.server.retry_headers]
+
+    def _poll(self, job_id: str) -> _Answer:
+        """Return the answer to a poll; KeyError if there is no such job."""
+        status, error_message, fault = self.server.service.query_status(job_id)
+        if fault:
+            headers = self.server.retry_headers if fault in (429, 503) else _FAULT_HEADERS.get(str(fault), [])
+            return fault, f"This is a simulated {fault}: poll again.", headers
+        if status == "error":
+            return 200, {"status": status, "error_message": error_message}, []
+        return 200, {"status": status}, [] if status in FINAL else self.server.retry_headers
+
+    def _write(self, status: Any, body: Any, headers: list[str]) -> None:
+        """Log an answer, then write it: a client that has it finds it in the log, and its job in `jobs`."""
+        if self.server.latency:
+            self.server.wait(self.server.latency)  # which a stop cuts short
+        is_silent = status in ("drop", "hang")
+        now = time.strftime("%d/%b/%Y %H:%M:%S")
+        line = self.request_line.encode("unicode_escape").decode()  # so that it stays one line
+        log.info(f'{self.client_address[0]} - - [{now}] "{line}" {"-" if is_silent else status} -')
+        if is_silent:
+            self.server.wait(_SILENCE if status == "hang" else 0, self.request)  # until the client gives up
+            raise ConnectionAbortedError
+        if status >= 400:
+            body = {"error_message": body}
+        content = json.dumps(body).encode() + b"\n" if body else b""
+        origin = self.headers.get("origin")
+        lines = [f"HTTP/1.1 {status} {responses.get(status, '')}", *headers, "Cache-Control: no-store",
+                 f"Date: {formatdate(self.server.real_time(), usegmt=True)}",
+                 "Access-Control-Expose-Headers: Location, Retry-After",
+                 f"Access-Control-Allow-Origin: {origin or '*'}"]
+        if origin:
+            lines.append("Access-Control-Allow-Credentials: true")
+        if content:
+            lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
+        if self.is_last:
+            lines.append("Connection: close")
+        elif status == 426:
+            lines.append("Connection: Upgrade")
+        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        data = head if self.method == "HEAD" else head + content
+        with suppress(BlockingIOError):
+            data = data[self.request.send(data):]  # all of it, in one packet
+        if data:  # unless the client reads none of many answers
+            self.request.settimeout(self.server.grace)
+            self.request.sendall(data)
+            self.request.setblocking(False)
 
 
 # --- The command line -------------------------------------------------------------------------------------
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C or SIGTERM, and return 0; exit with 2 and the reason on stderr if it cannot."""
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    about = "A fake video-translation service that measures how well its clients poll."
+    parser = argparse.ArgumentParser(description=about, argument_default=argparse.SUPPRESS)
     add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", default=8000, type=int, help="port to listen on; 0 picks a free one")
-    add("--duration", default=(5.0, 15.0), type=float, nargs=2, metavar=("LOW", "HIGH"), help="seconds")
-    add("--error-rate", default=0.1, type=float, metavar="P", help="chance that a job ends as error")
-    add("--faults", default=(), metavar="LIST", help="what the first polls of each job get, such as 503,drop")
-    add("--fault-rate", default=0.0, type=float, metavar="P", help="chance that a poll is answered 503")
-    add("--latency", default=0.0, type=float, metavar="S", help="seconds before each answer")
-    add("--retry-after", default=1, type=int, metavar="S", help="seconds for the Retry-After header")
-    add("--seed", type=int, metavar="N", help="the same seed gives the same jobs")
-    add("--log-file", default="server.log", metavar="FILE", help="where to append the log")
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    add("--port", default=8000, type=int, help="port to listen on; 0 picks a free one (default: 8000)")
+    add("--duration", type=float, nargs="+", metavar=("SECONDS", "HIGH"),
+        help="seconds that a job takes, or two to draw them from between (default: 5 15)")
+    add("--error-rate", type=float, help="chance that a job ends as error (default: 0.1)")
+    add("--faults", help="what the first polls of each job get, as 503,drop (default: none)")
+    add("--fault-rate", type=float, help="chance that a poll is answered 503 (default: 0)")
+    add("--tick", type=float, help="seconds by which each poll finds its job older (default: none)")
+    add("--latency", type=float, help="seconds before each answer (default: 0)")
+    add("--retry-after", type=int, help="seconds for the Retry-After header (default: 1)")
+    add("--seed", type=int, help="the same seed gives the same jobs (default: none)")
+    add("--log-file", default="server.log", help="where to append the log (default: server.log)")
     options = vars(parser.parse_args(argv))
     log_file = options.pop("log_file")
     signals: list[int] = []
@@ -497,8 +563,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             handlers: list[logging.Handler] = [logging.FileHandler(log_file, encoding="utf-8")]
             if sys.stderr and sys.stderr.isatty():  # a pipe that nobody reads would block after 64 kB
                 handlers.append(logging.StreamHandler())
-            logging.raiseExceptions = False  # tracebacks, as of a full disk, would go to that pipe too
-            logging.basicConfig(level=logging.INFO, format="%(levelname)s - %(message)s", handlers=handlers)
+            logging.raiseExceptions = False  # its tracebacks, as of a full disk, would go to that pipe too
+            logging.basicConfig(format="%(levelname)s - %(message)s", handlers=handlers, force=True)
+            log.setLevel(logging.INFO)
             for signum in signal.SIGINT, signal.SIGTERM:
                 # Only noted: a KeyboardInterrupt strikes anywhere, a second one in the midst of the clean-up.
                 signal.signal(signum, lambda signum, frame: signals.append(signum))
@@ -506,13 +573,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                   f"  curl -X POST {server.url}/create_job\n  curl {server.url}/status/JOB_ID", flush=True)
             while not signals:
                 time.sleep(0.1)
-                with suppress(OSError):  # Windows renames no file that is open
-                    if os.path.getsize(log_file) > 10_000_000:
-                        handlers[0].close()
-                        os.replace(log_file, log_file + ".1")
-                        handlers[0].close()  # in case that a thread opened it; logging opens a new one
-    except (OSError, ValueError) as error:
-        parser.error(f"cannot serve on {options['host']} port {options['port']}: {error}")
+    except (RuntimeError, ValueError) as error:  # RuntimeError: no thread can be started
+        parser.error(str(error))
+    except OSError as error:
+        task = "log" if error.filename else f"serve on {options['host']} port {options['port']}"
+        parser.error(f"cannot {task}: {error}")
     return 0
 
 
