@@ -17,8 +17,7 @@ GET /status/<job_id>    {"status": "pending"}, then "in_progress", then "complet
 >>> server.jobs[job_id].delay      # the end was noticed 2 seconds late
 2.0
 
-It is a test double, not for the internet, and an example of a small threaded HTTP server.
-Third edition, November 2026. Copyright 2026 the tracker.py authors; MIT License.
+A test double, not for the internet. Third edition, 2026; MIT License, Copyright The tracker.py authors.
 """
 
 import argparse
@@ -55,7 +54,6 @@ log = logging.getLogger("tracker")
 
 class _Refusal(ValueError):
     """Why a value or a request is not taken, in one sentence; over HTTP, it is answered with this status."""
-
     status = 400
 
 
@@ -69,7 +67,6 @@ def _require(condition: Any, rule: str, given: object, status: int = 400) -> Any
 
 
 # --- The job and the clock: what time makes of a job, and what time is ------------------------------------
-
 FINAL = ("completed", "error")  # what a job may end in, and never leaves
 ERROR_MESSAGES = ("The audio track could not be decoded.", "No speech was detected in the video.")
 
@@ -121,16 +118,12 @@ class ManualClock:
 
 
 # --- The service: all jobs, one lock, one log -------------------------------------------------------------
-
-_FAULT = re.compile("[45][0-9][0-9]|drop|hang")
-
-
 def _list_of(faults: Faults) -> list[Fault]:
     """Return the faults as a new list; ValueError if one is no fault."""
     copy: list[Fault] = []
     for fault in faults.split(",") if isinstance(faults, str) else faults:
-        _require(_FAULT.fullmatch(str(fault)),
-                 "faults must be a list of HTTP statuses from 400 to 599, drop or hang", fault)
+        fit = re.fullmatch("[45][0-9][0-9]|drop|hang", str(fault))
+        _require(fit, "faults must be a list of HTTP statuses from 400 to 599, drop or hang", fault)
         copy.append(fault if fault in ("drop", "hang") else int(fault))
     return copy
 
@@ -153,14 +146,13 @@ class TranslationService:
         _require(in_order, "duration must be a number of seconds, or two: 0 <= low <= high", self.duration)
         _require(0 <= self.error_rate <= 1, "error_rate must be a number from 0 to 1", self.error_rate)
         _require(0 <= self.fault_rate <= 1, "fault_rate must be a number from 0 to 1", self.fault_rate)
-        finite = self.tick is None or 0 < self.tick < float("inf")
-        _require(finite, "tick must be a finite number of seconds, more than 0", self.tick)
+        _require(self.tick is None or self.tick > 0, "tick must be more than 0 seconds", self.tick)
         self.faults = _list_of(self.faults)
         self.jobs: dict[str, TranslationJob] = {}
         self._low, self._high = ends[0], ends[-1]
         self._dice = random.Random(self.seed)
         self._fault_dice = random.Random(self._dice.random())  # its own, so that no poll changes a later job
-        self._lock = threading.Lock()  # for a poll's count, status and log lines as one; a real service has a database
+        self._lock = threading.Lock()  # so that a poll, with its log lines, is one step
 
     def create_job(self, *, duration: float | None = None, outcome: str | None = None,
                    faults: Faults | None = None) -> TranslationJob:
@@ -175,8 +167,9 @@ class TranslationService:
             fails = self._dice.random() < self.error_rate
             now = self.clock()
             job = self.jobs[job_id] = TranslationJob(
-                job_id, created_at=now, updated_at=now, duration=round(drawn if duration is None else duration, 6),
-                outcome=outcome or ("error" if fails else "completed"), faults=faults)
+                job_id, created_at=now, updated_at=now, faults=faults,
+                duration=round(drawn if duration is None else duration, 6),
+                outcome=outcome or ("error" if fails else "completed"))
             if len(self.jobs) > 100_000:  # a real service forgets too, by age
                 del self.jobs[next(iter(self.jobs))]
             log.info(f"Job {job_id} created")
@@ -204,8 +197,7 @@ class TranslationService:
             return job.status, job.error_message, None
 
 
-# --- The server: connections, each in a thread, and how they end ------------------------------------------
-
+# --- The server: a thread for each connection, and a bell for all of them to go home -----------------------
 class TrackerServer(ThreadingHTTPServer):
     """A service on a port, with a thread for each connection; it is bound at once, so that `url` is valid.
 
@@ -215,17 +207,15 @@ class TrackerServer(ThreadingHTTPServer):
     OSError if it cannot listen there, ValueError if an option, of the service's too, is out of range.
 
     What the base class does in between: `handle_request` accepts a connection and calls `process_request`,
-    whose thread makes a `_Connection`, which calls its own `handle` and `finish`, and then closes the socket.
-    `handle_error` is told what they raise, and the `__exit__` of a `with` block is `server_close`.
-    A stop is a bell: whoever waits for a client waits for the bell too, and goes home when it rings.
+    whose thread makes a `_Connection`, which calls its own `handle`; then it closes the socket. What goes
+    wrong there is told to `handle_error`. The `__exit__` of a `with` block is `server_close`.
     """
 
-    request_queue_size = 1024  # connections that may wait to be accepted; of a burst, 5 (the default) are few
+    request_queue_size = 1024  # connections that wait to be accepted; the default, 5, loses some of a burst
     allow_reuse_address = os.name != "nt"  # restart at once; Windows would let two share a port: gh-85307
     server_bind = TCPServer.server_bind  # HTTPServer's looks the host's name up, for up to 30 s: gh-79345
     grace = 1.0  # seconds that a client has to read an answer, or to end a request that was refused
-    # Bound here: tests patch what stands in the module `time`, and freezegun what stands in any module.
-    real_time, monotonic = staticmethod(time.time), staticmethod(time.monotonic)
+    real_time, monotonic = staticmethod(time.time), staticmethod(time.monotonic)  # out of a patch's reach
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0, *, duration: Duration = (5.0, 15.0),
                  error_rate: float = 0.1, faults: Faults = (), fault_rate: float = 0.0,
@@ -245,7 +235,7 @@ class TrackerServer(ThreadingHTTPServer):
         self.stopping = False
         self._owner = os.getpid()
         self._accepting = threading.RLock()  # held by the thread that accepts connections
-        self._bell, self._button = socket.socketpair()  # what the button sends, nobody reads: all wake up
+        self._bell, self._button = socket.socketpair()  # what the button sends nobody reads: all wake up
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Connection)
         self.socket.setblocking(False)  # a client may be gone between `wait` and `accept`
@@ -254,7 +244,7 @@ class TrackerServer(ThreadingHTTPServer):
         self.url = f"http://{f'[{self.server_name}]' if ':' in host else self.server_name}:{self.server_port}"
 
     def wait(self, seconds: float, *sockets: socket.socket) -> bool:
-        """Wait until one of the sockets can be read; False if none can in that time, or the server stops."""
+        """Wait for one of the sockets, and for the bell; True if in that time a socket can be read."""
         if self.stopping:  # the bell may be closed by now
             return False
         selector = getattr(selectors, "PollSelector", selectors.SelectSelector)()  # Windows has no poll
@@ -275,13 +265,12 @@ class TrackerServer(ThreadingHTTPServer):
                         self.handle_request()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start a thread, which a stop will find by its name; an unclosed server must keep no program."""
+        # A stop finds the thread by its name; it is a daemon, as an unclosed server must keep no program.
         threading.Thread(target=self.process_request_thread, args=(request, client_address),
                          name=self.url, daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log what went wrong outside an answer; the base class prints it, to a pipe that perhaps is full."""
-        log.exception(f"The connection from {client_address[0]} failed")
+        log.exception(f"The connection from {client_address[0]} failed")  # printed, it may block a full pipe
 
     def shutdown(self) -> None:
         """Stop for good, and wait until nobody accepts any more; connections end with the answer they owe."""
@@ -309,30 +298,22 @@ class TrackerServer(ThreadingHTTPServer):
 
 create_server = TrackerServer  # the name that reads best in a fixture
 
-
 # --- One connection: read a request to its end, find its answer, write it, and again ----------------------
-
 _SILENCE = 75  # seconds; at 30 a connection would close just as a poller with that interval writes
 _LONGEST = 65_536  # bytes of a line with its end, and of what is received at a time
 # Unlike the base class's, our grammar refuses what a proxy before us might read in another way.
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # GET, or Content-Length: RFC 9110, section 5.6.2
 _TARGET = r"\*|[!-~]+:\d+|(?:/|https?://)[!-~\x80-\xff]*"  # /status/x?y, or http://host/, or host:443, or *
-_REQUEST_LINE = re.compile(rf"({_TOKEN}) ({_TARGET}) (HTTP/\d\.\d)\r?|\r?")  # or empty: RFC 9112, section 3
-_ORIGIN = re.compile(r"\Ahttps?://[^/?]*")  # http://host:80
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.~_!$&'()*+;=%-]+)(:\d*)?")  # localhost:80
-_FIELD = rf"(?:({_TOKEN}):([\t -~\x80-\xff]*))?"  # Host: localhost, or nothing, at the end: section 5
-_HEADER, _TRAILER = re.compile(_FIELD + r"\r?"), re.compile(_FIELD + r"\r")
-# A lone LF ends a line of a head, but none of a body: a chunk that is a byte short would pass. Section 7.1
-_CHUNK, _CHUNK_END = re.compile(r"([0-9A-Fa-f]{1,16})[ \t]*(;[\t -~\x80-\xff]*)?\r"), re.compile(r"\r")
-_SECONDS = re.compile(r"\d+|\d*\.\d+|inf")  # 3, or 0.5
+_REQUEST_LINE = rf"({_TOKEN}) ({_TARGET}) (HTTP/\d\.\d)\r?|\r?"  # or empty: RFC 9112, sections 2.2 and 3
+_HOST = r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.~_!$&'()*+;=%-]+)(:\d*)?"  # localhost:80
+_HEADER = rf"(?:({_TOKEN}):([\t -~\x80-\xff]*))?\r?"  # Host: localhost, or nothing at the end: section 5
+_TRAILER = _HEADER.removesuffix("?")  # no lone LF in a body: a chunk that is a byte short would pass
+_CHUNK = r"(?:0+|([0-9A-Fa-f]{1,16}))[ \t]*(?:;[\t -~\x80-\xff]*)?\r"  # 1F;name=value, or 0: section 7.1
 _ENDPOINTS = "POST /create_job and GET /status/<job_id>"
 _FAULT_HEADERS = {  # RFC 9110 requires them; Java's client, for one, raises an IOException without the first
-    "401": ['WWW-Authenticate: Bearer realm="tracker"'],
-    "405": ["Allow: GET, HEAD, OPTIONS"],
+    "401": ['WWW-Authenticate: Bearer realm="tracker"'], "405": ["Allow: GET, HEAD, OPTIONS"],
     "407": ['Proxy-Authenticate: Bearer realm="tracker"'],
-    "426": ["Upgrade: HTTP/2.0"],
-}
-_Answer = tuple[Fault, Any, list[str]]  # status, body and headers
+    "426": ["Upgrade: HTTP/2.0", "Connection: Upgrade"]}
 
 
 class _Connection(BaseRequestHandler):
@@ -356,7 +337,7 @@ class _Connection(BaseRequestHandler):
         self.request.setblocking(False)  # so that nothing waits but `wait`
         with suppress(OSError):  # the client hung up or was silent for too long, or the server stops
             while not self.is_last and not self.server.stopping:
-                self.is_last = True  # until it is read to its end: where would the next one begin?
+                self.is_last = True  # until it has been read to its end, where the next one begins
                 self.request_line, self.method, self.path, self.headers = "", "", "", {}
                 try:
                     self._read_request()
@@ -381,11 +362,11 @@ class _Connection(BaseRequestHandler):
         while not self.request_line:  # RFC 9112, section 2.2: an empty line before a request is ignored
             match = self._read_line(_REQUEST_LINE, "A request must begin like 'GET /path HTTP/1.1'")
         self.method, target, version = match.groups()
-        _require(version in ("HTTP/1.1", "HTTP/1.0"), "The version must be HTTP/1.1 or HTTP/1.0", version, 505)
         is_modern = version == "HTTP/1.1"
+        _require(is_modern or version == "HTTP/1.0", "The version must be HTTP/1.1 or HTTP/1.0", version, 505)
         self.headers = headers = self._read_headers(_HEADER)
         host = headers.get("host", "")
-        fit = _HOST.fullmatch(host) or not is_modern
+        fit = re.fullmatch(_HOST, host) or not is_modern
         _require(fit, "Host must be one host name, perhaps with a port", host)
         if is_modern and headers.get("expect", "").lower() == "100-continue":
             self.request.send(b"HTTP/1.1 100 Continue\r\n\r\n")  # curl waits for it before a large body
@@ -397,16 +378,16 @@ class _Connection(BaseRequestHandler):
         else:
             fit = coding.lower() == "chunked" and is_modern and "content-length" not in headers
             _require(fit, "Transfer-Encoding must be chunked, in HTTP/1.1, without a Content-Length", coding)
-            while size := int(self._read_line(_CHUNK, "A chunk must begin with its size in hex digits")[1], 16):
-                self._skip(size)
-                self._read_line(_CHUNK_END, "A chunk must end where its size says")
+            while size := self._read_line(_CHUNK, "A chunk must begin with its size in hexadecimal")[1]:
+                self._skip(int(size, 16))
+                self._read_line("\r", "A chunk must end where its size says")
             self._read_headers(_TRAILER)
         options = re.split("[ \t,]+", headers.get("connection", "").lower())
         self.is_last = not is_modern or "close" in options
-        path, _, self.query = _ORIGIN.sub("", target).partition("?")
+        path, _, self.query = re.sub(r"\Ahttps?://[^/?]*", "", target).partition("?")
         self.path = path or "/"
 
-    def _read_headers(self, pattern: re.Pattern[str]) -> dict[str, str]:
+    def _read_headers(self, pattern: str) -> dict[str, str]:
         """Read the lines of a head, or of trailers, up to the empty one; names become lower case."""
         headers: dict[str, str] = {}
         count = 0
@@ -426,16 +407,15 @@ class _Connection(BaseRequestHandler):
             self._receive(_SILENCE)
         self.received = self.received[size:]
 
-    def _read_line(self, pattern: re.Pattern[str], rule: str) -> Any:
+    def _read_line(self, pattern: str, rule: str) -> Any:
         """Read a line and return its match, or refuse it by the rule; the first is kept for the log."""
         while b"\n" not in self.received and len(self.received) < _LONGEST:
             self._receive(_SILENCE)
         line, _, self.received = self.received.partition(b"\n")
         text = line.decode("latin-1")
-        too_long = 431 if self.request_line else 414
-        _require(len(text) < _LONGEST, "A line must be shorter than 65,536 bytes", text, too_long)
+        _require(len(text) < _LONGEST, "A line must be under 64 KiB", text, 431 if self.request_line else 414)
         self.request_line = self.request_line or text.removesuffix("\r")
-        return _require(pattern.fullmatch(text), rule, text)
+        return _require(re.fullmatch(pattern, text), rule, text)
 
     def _receive(self, seconds: float) -> None:
         """Receive what is there, or wait until something is; OSError if nothing will be."""
@@ -449,7 +429,7 @@ class _Connection(BaseRequestHandler):
             raise ConnectionAbortedError
         self.received += data
 
-    def _find_answer(self) -> _Answer:
+    def _find_answer(self) -> tuple[Any, Any, list[str]]:
         """Return status, body and headers; a body is JSON, the sentence of an error, or None."""
         _, *segments = map(unquote, self.path.split("/"))  # in this order, an escaped slash stays one
         allow = "POST, OPTIONS" if segments == ["create_job"] else "GET, HEAD, OPTIONS"
@@ -475,21 +455,21 @@ class _Connection(BaseRequestHandler):
                 return 405, f"{self.path!r:.80} takes {allow}, not {self.method:.80}.", [f"Allow: {allow}"]
         return 404, f"There is no {self.path!r:.80}, or no more: the endpoints are {_ENDPOINTS}.", []
 
-    def _create_job(self) -> _Answer:
+    def _create_job(self) -> tuple[Any, Any, list[str]]:
         """Return the answer to a query like "duration=3&outcome=error&faults=503,drop"."""
-        fate: dict[str, Any] = {}
-        for name, texts in parse_qs(self.query, keep_blank_values=True).items():
-            known = name in ("duration", "outcome", "faults")
-            _require(known, "Parameter must be duration, outcome or faults", name)
-            fate[name] = ",".join(texts)
+        parameters = parse_qs(self.query, keep_blank_values=True)
+        fate: dict[str, Any] = {name: ",".join(texts) for name, texts in parameters.items()}
+        unknown = ", ".join(fate.keys() - {"duration", "outcome", "faults"})
+        _require(not unknown, "Parameter must be duration, outcome or faults", unknown)
         if "duration" in fate:
             text = fate["duration"]
-            _require(_SECONDS.fullmatch(text), "duration must be 0 seconds or more, or inf", text)
+            fit = re.fullmatch(r"\d+|\d*\.\d+|inf", text)
+            _require(fit, "duration must be 0 seconds or more, or inf", text)
             fate["duration"] = float(text)
         job_id = self.server.service.create_job(**fate).job_id
         return 200, {"job_id": job_id}, [f"Location: /status/{job_id}", *self.server.retry_headers]
 
-    def _poll(self, job_id: str) -> _Answer:
+    def _poll(self, job_id: str) -> tuple[Any, Any, list[str]]:
         """Return the answer to a poll; KeyError if there is no such job."""
         status, error_message, fault = self.server.service.query_status(job_id)
         if fault:
@@ -523,9 +503,7 @@ class _Connection(BaseRequestHandler):
         if content:
             lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
         if self.is_last:
-            lines.append("Connection: close")
-        elif status == 426:
-            lines.append("Connection: Upgrade")
+            lines = [*(line for line in lines if line != "Connection: Upgrade"), "Connection: close"]
         head = "\r\n".join([*lines, "", ""]).encode("latin-1")
         data = head if self.method == "HEAD" else head + content
         with suppress(BlockingIOError):
@@ -537,7 +515,6 @@ class _Connection(BaseRequestHandler):
 
 
 # --- The command line -------------------------------------------------------------------------------------
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C or SIGTERM, and return 0; exit with 2 and the reason on stderr if it cannot."""
     about = "A fake video-translation service that measures how well its clients poll."
@@ -557,7 +534,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--log-file", default="server.log", help="where to append the log (default: server.log)")
     options = vars(parser.parse_args(argv))
     log_file = options.pop("log_file")
-    signals: list[int] = []
     try:
         with create_server(**options) as server:
             handlers: list[logging.Handler] = [logging.FileHandler(log_file, encoding="utf-8")]
@@ -566,13 +542,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             logging.raiseExceptions = False  # its tracebacks, as of a full disk, would go to that pipe too
             logging.basicConfig(format="%(levelname)s - %(message)s", handlers=handlers, force=True)
             log.setLevel(logging.INFO)
-            for signum in signal.SIGINT, signal.SIGTERM:
-                # Only noted: a KeyboardInterrupt strikes anywhere, a second one in the midst of the clean-up.
-                signal.signal(signum, lambda signum, frame: signals.append(signum))
+            for signum in signal.SIGINT, signal.SIGTERM:  # unlike a KeyboardInterrupt, this cuts nothing off
+                signal.signal(signum, lambda signum, frame: server.shutdown())
             print(f"Listening on {server.url} and logging to {log_file}; Ctrl-C stops it. To try it:\n"
                   f"  curl -X POST {server.url}/create_job\n  curl {server.url}/status/JOB_ID", flush=True)
-            while not signals:
-                time.sleep(0.1)
+            while not server.stopping:
+                server.wait(0.5)
     except (RuntimeError, ValueError) as error:  # RuntimeError: no thread can be started
         parser.error(str(error))
     except OSError as error:
