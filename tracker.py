@@ -47,8 +47,8 @@ __all__ = ["ManualClock", "TrackerServer", "TranslationJob", "TranslationService
 
 Clock = Callable[[], float]  # returns seconds
 Duration = float | Sequence[float]  # seconds; two of them are the ends of a range
-Fault = int | str  # what a poll gets instead of its answer: an HTTP status from 400 to 599, "drop" or "hang"
-Faults = Sequence[Fault]  # for as many polls; or a text like "503,drop"
+Fault = int | str  # instead of an answer: a status from 400 to 599, "drop" (hang up), "hang" (stay silent)
+Faults = Sequence[Fault]  # one for each of the first polls; or a text like "503,drop"
 log = logging.getLogger("tracker")
 
 
@@ -96,7 +96,7 @@ class TranslationJob:
             self.total_time, self.delay = elapsed, round(elapsed - self.duration, 6)
         elif self.status == "pending" and elapsed >= round(self.duration / 5, 6):
             self.status, self.updated_at = "in_progress", now
-        if self.status == "error" and self.error_message is None:  # a test may have set the status, too
+        if self.status == "error" and self.error_message is None:  # perhaps a test has set the status
             self.error_message = random.Random(self.job_id).choice(ERROR_MESSAGES)  # for one id, the same
 
 
@@ -132,13 +132,13 @@ def _list_of(faults: Faults) -> list[Fault]:
 class TranslationService:
     """Jobs, created and polled by any number of threads; ValueError if an option is out of range."""
 
-    duration: Duration = (5.0, 15.0)  # seconds that a job takes; within a range, each job's are drawn
+    duration: Duration = (5.0, 15.0)  # seconds that a job takes; in a range, they are drawn for each job
     error_rate: float = 0.1  # the chance, from 0 to 1, that a job ends as "error"
     faults: Faults = ()  # what the first polls of each job get instead of an answer
     fault_rate: float = 0.0  # the chance, from 0 to 1, that a poll gets a 503 instead of an answer
     seed: int | None = None  # the same seed gives the same ids, outcomes, error messages and durations
-    clock: Clock = time.monotonic  # read once per created job and once per poll
-    tick: float | None = None  # seconds by which each poll finds its job older, whatever the clock says
+    clock: Clock = time.monotonic  # read once per created job and, without a tick, once per poll
+    tick: float | None = None  # a job's nth poll finds it n * tick seconds old, whatever the clock says
 
     def __post_init__(self) -> None:
         ends = self.duration if isinstance(self.duration, Sequence) else [self.duration]
@@ -151,8 +151,8 @@ class TranslationService:
         self.jobs: dict[str, TranslationJob] = {}
         self._low, self._high = ends[0], ends[-1]
         self._dice = random.Random(self.seed)
-        self._fault_dice = random.Random(self._dice.random())  # its own, so that no poll changes a later job
-        self._lock = threading.Lock()  # so that a poll, with its log lines, is one step
+        self._fault_dice = random.Random(self._dice.random())  # for polls, which must not change later jobs
+        self._lock = threading.Lock()  # so that a creation or a poll, with its log lines, is one step
 
     def create_job(self, *, duration: float | None = None, outcome: str | None = None,
                    faults: Faults | None = None) -> TranslationJob:
@@ -163,7 +163,7 @@ class TranslationService:
         with self._lock:
             # Always these three draws, so that neither an option nor a chosen fate changes another job.
             job_id = str(uuid.UUID(int=self._dice.getrandbits(128), version=4))
-            drawn = min(self._high, self._dice.uniform(self._low, self._high))  # inf - inf is no number
+            drawn = min(self._high, self._dice.uniform(self._low, self._high))  # min(inf, nan) is inf
             fails = self._dice.random() < self.error_rate
             now = self.clock()
             job = self.jobs[job_id] = TranslationJob(
@@ -206,16 +206,16 @@ class TrackerServer(ThreadingHTTPServer):
     `latency`: seconds before each answer. `retry_after`: whole seconds for that header, None to leave it out.
     OSError if it cannot listen there, ValueError if an option, of the service's too, is out of range.
 
-    What the base class does in between: `handle_request` accepts a connection and calls `process_request`,
-    whose thread makes a `_Connection`, which calls its own `handle`; then it closes the socket. What goes
-    wrong there is told to `handle_error`. The `__exit__` of a `with` block is `server_close`.
+    What the base class does in between: `handle_request` accepts a connection and calls `process_request`;
+    in our thread, `process_request_thread` makes a `_Connection`, which calls its own `handle`, and closes
+    the socket; what goes wrong there, `handle_error` is told. A `with` block's `__exit__` is `server_close`.
     """
 
     request_queue_size = 1024  # connections that wait to be accepted; the default, 5, loses some of a burst
     allow_reuse_address = os.name != "nt"  # restart at once; Windows would let two share a port: gh-85307
     server_bind = TCPServer.server_bind  # HTTPServer's looks the host's name up, for up to 30 s: gh-79345
-    grace = 1.0  # seconds that a client has to read an answer, or to end a request that was refused
-    real_time, monotonic = staticmethod(time.time), staticmethod(time.monotonic)  # out of a patch's reach
+    grace = 1.0  # seconds that a client has to read an answer, and to hang up after its last one
+    real_time, monotonic = staticmethod(time.time), staticmethod(time.monotonic)  # whatever a test patches
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0, *, duration: Duration = (5.0, 15.0),
                  error_rate: float = 0.1, faults: Faults = (), fault_rate: float = 0.0,
@@ -230,12 +230,12 @@ class TrackerServer(ThreadingHTTPServer):
         self.jobs = self.service.jobs
         self.latency = latency
         self.retry_headers = [] if retry_after is None else [f"Retry-After: {int(retry_after)}"]
-        # What server_close needs stands above super().__init__, which calls it if it cannot listen.
+        # What server_close needs stands above super().__init__, which if it cannot listen calls it.
         self.url = ""
         self.stopping = False
         self._owner = os.getpid()
         self._accepting = threading.RLock()  # held by the thread that accepts connections
-        self._bell, self._button = socket.socketpair()  # what the button sends nobody reads: all wake up
+        self._bell, self._button = socket.socketpair()  # its one byte nobody reads: each wait sees it
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Connection)
         self.socket.setblocking(False)  # a client may be gone between `wait` and `accept`
@@ -244,7 +244,7 @@ class TrackerServer(ThreadingHTTPServer):
         self.url = f"http://{f'[{self.server_name}]' if ':' in host else self.server_name}:{self.server_port}"
 
     def wait(self, seconds: float, *sockets: socket.socket) -> bool:
-        """Wait for one of the sockets, and for the bell; True if in that time a socket can be read."""
+        """Wait until a socket can be read, the bell rings or time is up; True only for a socket."""
         if self.stopping:  # the bell may be closed by now
             return False
         selector = getattr(selectors, "PollSelector", selectors.SelectSelector)()  # Windows has no poll
@@ -277,7 +277,7 @@ class TrackerServer(ThreadingHTTPServer):
         self.stopping = True
         with suppress(OSError):  # at a second stop, it is closed
             self._button.send(b"!")
-        with self._accepting:  # an RLock: a signal's handler may call this in the thread that has it
+        with self._accepting:  # an RLock: a signal's handler may run in the very thread that holds it
             pass
 
     def server_close(self) -> None:
@@ -288,7 +288,7 @@ class TrackerServer(ThreadingHTTPServer):
         with suppress(OSError):  # which macOS and Windows raise
             self.socket.shutdown(socket.SHUT_RDWR)  # or the port would live on in a forked child
         super().server_close()
-        deadline = self.monotonic() + 2 * self.grace  # by then, a write that has just begun has ended
+        deadline = self.monotonic() + 2 * self.grace  # one for a write that has just begun, one to spare
         for thread in threading.enumerate():
             if thread.name == self.url:
                 thread.join(deadline - self.monotonic())
@@ -301,19 +301,19 @@ create_server = TrackerServer  # the name that reads best in a fixture
 # --- One connection: read a request to its end, find its answer, write it, and again ----------------------
 _SILENCE = 75  # seconds; at 30 a connection would close just as a poller with that interval writes
 _LONGEST = 65_536  # bytes of a line with its end, and of what is received at a time
-# Unlike the base class's, our grammar refuses what a proxy before us might read in another way.
+# Strict, as a proxy before us must not see one request where we see two: the sections are RFC 9112's.
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # GET, or Content-Length: RFC 9110, section 5.6.2
 _TARGET = r"\*|[!-~]+:\d+|(?:/|https?://)[!-~\x80-\xff]*"  # /status/x?y, or http://host/, or host:443, or *
 _REQUEST_LINE = rf"({_TOKEN}) ({_TARGET}) (HTTP/\d\.\d)\r?|\r?"  # or empty: RFC 9112, sections 2.2 and 3
 _HOST = r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.~_!$&'()*+;=%-]+)(:\d*)?"  # localhost:80
 _HEADER = rf"(?:({_TOKEN}):([\t -~\x80-\xff]*))?\r?"  # Host: localhost, or nothing at the end: section 5
-_TRAILER = _HEADER.removesuffix("?")  # no lone LF in a body: a chunk that is a byte short would pass
+_TRAILER = _HEADER.removesuffix("?")  # in a chunked body, each line ends in CRLF
 _CHUNK = r"(?:0+|([0-9A-Fa-f]{1,16}))[ \t]*(?:;[\t -~\x80-\xff]*)?\r"  # 1F;name=value, or 0: section 7.1
 _ENDPOINTS = "POST /create_job and GET /status/<job_id>"
-_FAULT_HEADERS = {  # RFC 9110 requires them; Java's client, for one, raises an IOException without the first
-    "401": ['WWW-Authenticate: Bearer realm="tracker"'], "405": ["Allow: GET, HEAD, OPTIONS"],
-    "407": ['Proxy-Authenticate: Bearer realm="tracker"'],
-    "426": ["Upgrade: HTTP/2.0", "Connection: Upgrade"]}
+_FAULT_HEADERS: dict[Fault, list[str]] = {  # RFC 9110 requires them; Java's client fails without the first
+    401: ['WWW-Authenticate: Bearer realm="tracker"'], 405: ["Allow: GET, HEAD, OPTIONS"],
+    407: ['Proxy-Authenticate: Bearer realm="tracker"'],
+    426: ["Upgrade: HTTP/2.0", "Connection: Upgrade"]}
 
 
 class _Connection(BaseRequestHandler):
@@ -327,9 +327,9 @@ class _Connection(BaseRequestHandler):
     """
 
     server: TrackerServer
-    request: socket.socket  # the connection, in the words of the base class
+    request: socket.socket  # the base class's word for the connection, not an HTTP request
     headers: dict[str, str]
-    received = b""  # and not read yet
+    received = b""  # what has come and is not used yet
     is_last = False  # whether the connection closes after this request
 
     def handle(self) -> None:
@@ -337,7 +337,7 @@ class _Connection(BaseRequestHandler):
         self.request.setblocking(False)  # so that nothing waits but `wait`
         with suppress(OSError):  # the client hung up or was silent for too long, or the server stops
             while not self.is_last and not self.server.stopping:
-                self.is_last = True  # until it has been read to its end, where the next one begins
+                self.is_last = True  # until all of it is read: before that, where does the next begin?
                 self.request_line, self.method, self.path, self.headers = "", "", "", {}
                 try:
                     self._read_request()
@@ -345,7 +345,7 @@ class _Connection(BaseRequestHandler):
                 except _Refusal as refusal:
                     answer = refusal.status, str(refusal), []
                 except Exception:
-                    if not self.path:  # it has not been read to its end
+                    if not self.path:  # which _read_request sets last: so reading failed
                         raise
                     log.exception(f"A bug met {self.request_line!r}")
                     answer = 500, "The service has a bug: its log has the traceback.", []
@@ -359,7 +359,7 @@ class _Connection(BaseRequestHandler):
 
     def _read_request(self) -> None:
         """Read a request to its end: its head into attributes, its body into nothing."""
-        while not self.request_line:  # RFC 9112, section 2.2: an empty line before a request is ignored
+        while not self.request_line:  # _read_line sets it; empty lines before it are ignored: section 2.2
             match = self._read_line(_REQUEST_LINE, "A request must begin like 'GET /path HTTP/1.1'")
         self.method, target, version = match.groups()
         is_modern = version == "HTTP/1.1"
@@ -378,14 +378,14 @@ class _Connection(BaseRequestHandler):
         else:
             fit = coding.lower() == "chunked" and is_modern and "content-length" not in headers
             _require(fit, "Transfer-Encoding must be chunked, in HTTP/1.1, without a Content-Length", coding)
-            while size := self._read_line(_CHUNK, "A chunk must begin with its size in hexadecimal")[1]:
+            while size := self._read_line(_CHUNK, "A chunk must begin with its hexadecimal size and CRLF")[1]:
                 self._skip(int(size, 16))
-                self._read_line("\r", "A chunk must end where its size says")
+                self._read_line("\r", "A chunk must end where its size says")  # "\r?" would miss a byte
             self._read_headers(_TRAILER)
         options = re.split("[ \t,]+", headers.get("connection", "").lower())
         self.is_last = not is_modern or "close" in options
         path, _, self.query = re.sub(r"\Ahttps?://[^/?]*", "", target).partition("?")
-        self.path = path or "/"
+        self.path = path or "/"  # last, as a sign that all has been read
 
     def _read_headers(self, pattern: str) -> dict[str, str]:
         """Read the lines of a head, or of trailers, up to the empty one; names become lower case."""
@@ -415,7 +415,7 @@ class _Connection(BaseRequestHandler):
         text = line.decode("latin-1")
         _require(len(text) < _LONGEST, "A line must be under 64 KiB", text, 431 if self.request_line else 414)
         self.request_line = self.request_line or text.removesuffix("\r")
-        return _require(re.fullmatch(pattern, text), rule, text)
+        return _require(re.fullmatch(pattern, text), rule, text.removesuffix("\r"))
 
     def _receive(self, seconds: float) -> None:
         """Receive what is there, or wait until something is; OSError if nothing will be."""
@@ -441,7 +441,7 @@ class _Connection(BaseRequestHandler):
                     return self._poll(job_id.lower())
                 except KeyError:
                     if job_id.lower() in self.server.jobs:
-                        raise  # an error of the clock
+                        raise  # the job is there, so the clock raised it
             case "HEAD", ["status", job_id]:
                 if job_id.lower() in self.server.jobs:  # no poll: its client cannot see the status
                     return 200, None, []
@@ -473,7 +473,7 @@ class _Connection(BaseRequestHandler):
         """Return the answer to a poll; KeyError if there is no such job."""
         status, error_message, fault = self.server.service.query_status(job_id)
         if fault:
-            headers = self.server.retry_headers if fault in (429, 503) else _FAULT_HEADERS.get(str(fault), [])
+            headers = self.server.retry_headers if fault in (429, 503) else _FAULT_HEADERS.get(fault, [])
             return fault, f"This is a simulated {fault}: poll again.", headers
         if status == "error":
             return 200, {"status": status, "error_message": error_message}, []
@@ -488,7 +488,7 @@ class _Connection(BaseRequestHandler):
         line = self.request_line.encode("unicode_escape").decode()  # so that it stays one line
         log.info(f'{self.client_address[0]} - - [{now}] "{line}" {"-" if is_silent else status} -')
         if is_silent:
-            self.server.wait(_SILENCE if status == "hang" else 0, self.request)  # until the client gives up
+            self.server.wait(_SILENCE if status == "hang" else 0, self.request)  # or till it gives up
             raise ConnectionAbortedError
         if status >= 400:
             body = {"error_message": body}
@@ -502,13 +502,13 @@ class _Connection(BaseRequestHandler):
             lines.append("Access-Control-Allow-Credentials: true")
         if content:
             lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
-        if self.is_last:
+        if self.is_last or self.server.stopping:
             lines = [*(line for line in lines if line != "Connection: Upgrade"), "Connection: close"]
         head = "\r\n".join([*lines, "", ""]).encode("latin-1")
         data = head if self.method == "HEAD" else head + content
         with suppress(BlockingIOError):
-            data = data[self.request.send(data):]  # all of it, in one packet
-        if data:  # unless the client reads none of many answers
+            data = data[self.request.send(data):]  # as a rule all of it, in one packet
+        if data:  # some is left: the client asks and asks, but reads no answer
             self.request.settimeout(self.server.grace)
             self.request.sendall(data)
             self.request.setblocking(False)
@@ -557,4 +557,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    os._exit(main())  # at once, with no flush: a second signal or a log that blocks has no say any more
+    os._exit(main())  # Python's own exit may wait for a log that blocks, and a signal then would kill it
