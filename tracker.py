@@ -235,7 +235,7 @@ class TrackerServer(ThreadingHTTPServer):
         self.stopping = False
         self._owner = os.getpid()
         self._accepting = threading.RLock()  # held by the thread that accepts connections
-        self._bell, self._button = socket.socketpair()  # its one byte nobody reads: each wait sees it
+        self._bell, self._button = socket.socketpair()  # a stop ends the button's half: all who wait see it
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Connection)
         self.socket.setblocking(False)  # a client may be gone between `wait` and `accept`
@@ -247,10 +247,10 @@ class TrackerServer(ThreadingHTTPServer):
         """Wait until a socket can be read, the bell rings or time is up; True only for a socket."""
         if self.stopping:  # the bell may be closed by now
             return False
-        selector = getattr(selectors, "PollSelector", selectors.SelectSelector)()  # Windows has no poll
-        for one in (self._bell, *sockets):
-            selector.register(one, selectors.EVENT_READ)
-        return bool(selector.select(seconds)) and not self.stopping
+        with getattr(selectors, "PollSelector", selectors.SelectSelector)() as selector:  # no poll on Windows
+            for one in (self._bell, *sockets):
+                selector.register(one, selectors.EVENT_READ)
+            return bool(selector.select(seconds)) and not self.stopping
 
     def __enter__(self) -> "TrackerServer":
         threading.Thread(target=self.serve_forever, name=self.url, daemon=True).start()
@@ -274,23 +274,22 @@ class TrackerServer(ThreadingHTTPServer):
 
     def shutdown(self) -> None:
         """Stop for good, and wait until nobody accepts any more; connections end with the answer they owe."""
+        if os.getpid() != self._owner:  # a forked child leaves the block: bell and port are its parent's too
+            return
         self.stopping = True
         with suppress(OSError):  # at a second stop, it is closed
-            self._button.send(b"!")
-        with self._accepting:  # an RLock: a signal's handler may run in the very thread that holds it
-            pass
+            self._button.shutdown(socket.SHUT_WR)
+        # It is an RLock, as a signal's handler may run in the very thread that holds it.
+        with self._accepting, suppress(OSError):  # which macOS and Windows raise
+            self.socket.shutdown(socket.SHUT_RDWR)  # or the port would live on in a forked child
 
     def server_close(self) -> None:
         """Stop and close all: in milliseconds, or in about `grace` if a client does not read its answer."""
-        if os.getpid() != self._owner:  # a forked child leaves the block: bell and port are its parent's too
-            return
         self.shutdown()
-        with suppress(OSError):  # which macOS and Windows raise
-            self.socket.shutdown(socket.SHUT_RDWR)  # or the port would live on in a forked child
         super().server_close()
         deadline = self.monotonic() + 2 * self.grace  # one for a write that has just begun, one to spare
         for thread in threading.enumerate():
-            if thread.name == self.url:
+            if thread.name == self.url and thread.is_alive():
                 thread.join(deadline - self.monotonic())
         self._bell.close()
         self._button.close()
@@ -334,8 +333,9 @@ class _Connection(BaseRequestHandler):
 
     def handle(self) -> None:
         """Read a request, find its answer, write it, and again."""
-        self.request.setblocking(False)  # so that nothing waits but `wait`
         with suppress(OSError):  # the client hung up or was silent for too long, or the server stops
+            self.request.setblocking(False)  # so that nothing waits but `wait`
+            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # or a pipeline lags by 44 ms
             while not self.is_last and not self.server.stopping:
                 self.is_last = True  # until all of it is read: before that, where does the next begin?
                 self.request_line, self.method, self.path, self.headers = "", "", "", {}
@@ -366,7 +366,7 @@ class _Connection(BaseRequestHandler):
         _require(is_modern or version == "HTTP/1.0", "The version must be HTTP/1.1 or HTTP/1.0", version, 505)
         self.headers = headers = self._read_headers(_HEADER)
         host = headers.get("host", "")
-        fit = re.fullmatch(_HOST, host) or not is_modern
+        fit = re.fullmatch(_HOST, host) or not (host or is_modern)
         _require(fit, "Host must be one host name, perhaps with a port", host)
         if is_modern and headers.get("expect", "").lower() == "100-continue":
             self.request.send(b"HTTP/1.1 100 Continue\r\n\r\n")  # curl waits for it before a large body
@@ -459,8 +459,8 @@ class _Connection(BaseRequestHandler):
         """Return the answer to a query like "duration=3&outcome=error&faults=503,drop"."""
         parameters = parse_qs(self.query, keep_blank_values=True)
         fate: dict[str, Any] = {name: ",".join(texts) for name, texts in parameters.items()}
-        unknown = ", ".join(fate.keys() - {"duration", "outcome", "faults"})
-        _require(not unknown, "Parameter must be duration, outcome or faults", unknown)
+        unknown = fate.keys() - {"duration", "outcome", "faults"}
+        _require(not unknown, "Parameter must be duration, outcome or faults", ", ".join(unknown))
         if "duration" in fate:
             text = fate["duration"]
             fit = re.fullmatch(r"\d+|\d*\.\d+|inf", text)
