@@ -335,7 +335,7 @@ class _Connection(BaseRequestHandler):
         """Read a request, find its answer, write it, and again."""
         with suppress(OSError):  # the client hung up or was silent for too long, or the server stops
             self.request.setblocking(False)  # so that nothing waits but `wait`
-            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # or pipelining lags by 44 ms
+            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # or pipelining waits 44 ms
             while not self.is_last and not self.server.stopping:
                 self.is_last = True  # until all of it is read: before that, where does the next begin?
                 self.request_line, self.method, self.path, self.headers = "", "", "", {}
