@@ -163,7 +163,7 @@ class TranslationService:
         with self._lock:
             # Always these three draws, so that neither an option nor a chosen fate changes another job.
             job_id = str(uuid.UUID(int=self._dice.getrandbits(128), version=4))
-            drawn = min(self._high, self._dice.uniform(self._low, self._high))  # min(inf, nan) is inf
+            drawn = min(self._high, self._dice.uniform(self._low, self._high))  # inf: it draws nan
             fails = self._dice.random() < self.error_rate
             now = self.clock()
             job = self.jobs[job_id] = TranslationJob(
@@ -197,7 +197,7 @@ class TranslationService:
             return job.status, job.error_message, None
 
 
-# --- The server: a thread for each connection, and a bell for all of them to go home -----------------------
+# --- The server: a thread for each connection, and a bell that tells all of them to stop -------------------
 class TrackerServer(ThreadingHTTPServer):
     """A service on a port, with a thread for each connection; it is bound at once, so that `url` is valid.
 
@@ -230,12 +230,12 @@ class TrackerServer(ThreadingHTTPServer):
         self.jobs = self.service.jobs
         self.latency = latency
         self.retry_headers = [] if retry_after is None else [f"Retry-After: {int(retry_after)}"]
-        # What server_close needs stands above super().__init__, which if it cannot listen calls it.
+        # super().__init__ calls server_close if it cannot listen: what that needs stands above it.
         self.url = ""
         self.stopping = False
         self._owner = os.getpid()
         self._accepting = threading.RLock()  # held by the thread that accepts connections
-        self._bell, self._button = socket.socketpair()  # a stop ends the button's half: all who wait see it
+        self._bell, self._button = socket.socketpair()  # to shut the button down makes the bell readable
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Connection)
         self.socket.setblocking(False)  # a client may be gone between `wait` and `accept`
@@ -244,7 +244,7 @@ class TrackerServer(ThreadingHTTPServer):
         self.url = f"http://{f'[{self.server_name}]' if ':' in host else self.server_name}:{self.server_port}"
 
     def wait(self, seconds: float, *sockets: socket.socket) -> bool:
-        """Wait until a socket can be read, the bell rings or time is up; True only for a socket."""
+        """Wait until a socket can be read, the bell rings (a stop) or time is up; True only for a socket."""
         if self.stopping:  # the bell may be closed by now
             return False
         with getattr(selectors, "PollSelector", selectors.SelectSelector)() as selector:  # no poll on Windows
@@ -270,17 +270,17 @@ class TrackerServer(ThreadingHTTPServer):
                          name=self.url, daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.exception(f"The connection from {client_address[0]} failed")  # printed, it may block a full pipe
+        log.exception(f"The connection from {client_address[0]} failed")  # a print may hang on a full pipe
 
     def shutdown(self) -> None:
         """Stop for good, and wait until nobody accepts any more; connections end with the answer they owe."""
         if os.getpid() != self._owner:  # a forked child leaves the block: bell and port are its parent's too
             return
         self.stopping = True
-        with suppress(OSError):  # at a second stop, it is closed
-            self._button.shutdown(socket.SHUT_WR)
-        # It is an RLock, as a signal's handler may run in the very thread that holds it.
-        with self._accepting, suppress(OSError):  # which macOS and Windows raise
+        with suppress(OSError):  # at a second stop, the button is closed already
+            self._button.shutdown(socket.SHUT_WR)  # rings the bell: serve_forever will let go of _accepting
+        # Wait for that; if this very thread holds it, as in a signal's handler, an RLock lets us pass.
+        with self._accepting, suppress(OSError):  # macOS and Windows raise it for a socket that listens
             self.socket.shutdown(socket.SHUT_RDWR)  # or the port would live on in a forked child
 
     def server_close(self) -> None:
@@ -305,8 +305,8 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # GET, or Content-Length: RFC 9110, sec
 _TARGET = r"\*|[!-~]+:\d+|(?:/|https?://)[!-~\x80-\xff]*"  # /status/x?y, or http://host/, or host:443, or *
 _REQUEST_LINE = rf"({_TOKEN}) ({_TARGET}) (HTTP/\d\.\d)\r?|\r?"  # or empty: RFC 9112, sections 2.2 and 3
 _HOST = r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.~_!$&'()*+;=%-]+)(:\d*)?"  # localhost:80
-_HEADER = rf"(?:({_TOKEN}):([\t -~\x80-\xff]*))?\r?"  # Host: localhost, or nothing at the end: section 5
-_TRAILER = _HEADER.removesuffix("?")  # in a chunked body, each line ends in CRLF
+_FIELD = rf"(?:({_TOKEN}):([\t -~\x80-\xff]*))?"  # Host: localhost, or nothing at the end: section 5
+_HEADER, _TRAILER = _FIELD + r"\r?", _FIELD + r"\r"  # in a chunked body, each line must end in CRLF
 _CHUNK = r"(?:0+|([0-9A-Fa-f]{1,16}))[ \t]*(?:;[\t -~\x80-\xff]*)?\r"  # 1F;name=value, or 0: section 7.1
 _ENDPOINTS = "POST /create_job and GET /status/<job_id>"
 _FAULT_HEADERS: dict[Fault, list[str]] = {  # RFC 9110 requires them; Java's client fails without the first
@@ -321,7 +321,7 @@ class _Connection(BaseRequestHandler):
     - when its client closes it, asks for that (Connection: close) or speaks HTTP/1.0;
     - after the answer to a request that was refused before it was read to its end;
     - instead of an answer, for the faults "drop" and "hang";
-    - after 75 seconds in which the client sends nothing, or one in which it does not read its answer;
+    - after 75 seconds in which the client sends nothing, or `grace` in which it does not read its answer;
     - when the server stops: at once, or after the answer to a request that has been read to its end.
     """
 
@@ -334,10 +334,10 @@ class _Connection(BaseRequestHandler):
     def handle(self) -> None:
         """Read a request, find its answer, write it, and again."""
         with suppress(OSError):  # the client hung up or was silent for too long, or the server stops
-            self.request.setblocking(False)  # so that nothing waits but `wait`
+            self.request.setblocking(False)  # only `wait` waits, which a stop ends (and _write, for `grace`)
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # or pipelining waits 44 ms
             while not self.is_last and not self.server.stopping:
-                self.is_last = True  # until all of it is read: before that, where does the next begin?
+                self.is_last = True  # if reading fails midway, where the next request begins is unknown
                 self.request_line, self.method, self.path, self.headers = "", "", "", {}
                 try:
                     self._read_request()
@@ -345,12 +345,12 @@ class _Connection(BaseRequestHandler):
                 except _Refusal as refusal:
                     answer = refusal.status, str(refusal), []
                 except Exception:
-                    if not self.path:  # which _read_request sets last: so reading failed
+                    if not self.path:  # _read_request sets it last, so it has failed: no answer
                         raise
                     log.exception(f"A bug met {self.request_line!r}")
                     answer = 500, "The service has a bug: its log has the traceback.", []
                 self._write(*answer)
-            # A client that is still writing would lose the answer if we closed now: RFC 9112, section 9.6.
+            # Read on till it hangs up (an OSError): a client still writing would lose the answer. Section 9.6
             self.request.shutdown(socket.SHUT_WR)
             deadline = self.server.monotonic() + self.server.grace
             while self.server.monotonic() < deadline:
@@ -359,7 +359,7 @@ class _Connection(BaseRequestHandler):
 
     def _read_request(self) -> None:
         """Read a request to its end: its head into attributes, its body into nothing."""
-        while not self.request_line:  # _read_line sets it; empty lines before it are ignored: section 2.2
+        while not self.request_line:  # _read_line sets it to the first line that is not empty: section 2.2
             match = self._read_line(_REQUEST_LINE, "A request must begin like 'GET /path HTTP/1.1'")
         self.method, target, version = match.groups()
         is_modern = version == "HTTP/1.1"
@@ -408,10 +408,10 @@ class _Connection(BaseRequestHandler):
         self.received = self.received[size:]
 
     def _read_line(self, pattern: str, rule: str) -> Any:
-        """Read a line and return its match, or refuse it by the rule; the first is kept for the log."""
+        """Read a line and return its match, or refuse it by the rule; `request_line` keeps the first."""
         while b"\n" not in self.received and len(self.received) < _LONGEST:
             self._receive(_SILENCE)
-        line, _, self.received = self.received.partition(b"\n")
+        line, _, self.received = self.received.partition(b"\n")  # without one, all: it is too long
         text = line.decode("latin-1")
         _require(len(text) < _LONGEST, "A line must be under 64 KiB", text, 431 if self.request_line else 414)
         self.request_line = self.request_line or text.removesuffix("\r")
@@ -423,8 +423,8 @@ class _Connection(BaseRequestHandler):
             data = self.request.recv(_LONGEST)
         except BlockingIOError:
             if not self.server.wait(seconds, self.request):
-                raise TimeoutError
-            return
+                raise TimeoutError  # it was silent for too long, or the server stops
+            return  # with nothing yet: whoever called asks again
         if not data or self.server.stopping:  # without data, the client has hung up
             raise ConnectionAbortedError
         self.received += data
@@ -441,7 +441,7 @@ class _Connection(BaseRequestHandler):
                     return self._poll(job_id.lower())
                 except KeyError:
                     if job_id.lower() in self.server.jobs:
-                        raise  # the job is there, so the clock raised it
+                        raise  # the job is there, so the clock raised it; if not, on to the 404 below
             case "HEAD", ["status", job_id]:
                 if job_id.lower() in self.server.jobs:  # no poll: its client cannot see the status
                     return 200, None, []
@@ -487,9 +487,9 @@ class _Connection(BaseRequestHandler):
         now = time.strftime("%d/%b/%Y %H:%M:%S")
         line = self.request_line.encode("unicode_escape").decode()  # so that it stays one line
         log.info(f'{self.client_address[0]} - - [{now}] "{line}" {"-" if is_silent else status} -')
-        if is_silent:
-            self.server.wait(_SILENCE if status == "hang" else 0, self.request)  # or till it gives up
-            raise ConnectionAbortedError
+        if is_silent:  # a "hang" lasts until the client hangs up or sends more, or for 75 seconds
+            self.server.wait(_SILENCE if status == "hang" else 0, self.request)
+            raise ConnectionAbortedError  # for `handle`, as if the client had hung up
         if status >= 400:
             body = {"error_message": body}
         content = json.dumps(body).encode() + b"\n" if body else b""
@@ -557,4 +557,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    os._exit(main())  # Python's own exit may wait for a log that blocks, and a signal then would kill it
+    os._exit(main())  # Python's own exit may wait for a log that blocks, and a signal spoil the status
