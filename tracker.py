@@ -163,7 +163,7 @@ class TranslationService:
         with self._lock:
             # Always these three draws, so that neither an option nor a chosen fate changes another job.
             job_id = str(uuid.UUID(int=self._dice.getrandbits(128), version=4))
-            drawn = min(self._high, self._dice.uniform(self._low, self._high))  # inf: it draws nan
+            drawn = min(self._high, self._dice.uniform(self._low, self._high))  # min: inf, if it draws nan
             fails = self._dice.random() < self.error_rate
             now = self.clock()
             job = self.jobs[job_id] = TranslationJob(
@@ -206,9 +206,9 @@ class TrackerServer(ThreadingHTTPServer):
     `latency`: seconds before each answer. `retry_after`: whole seconds for that header, None to leave it out.
     OSError if it cannot listen there, ValueError if an option, of the service's too, is out of range.
 
-    What the base class does in between: `handle_request` accepts a connection and calls `process_request`;
-    in our thread, `process_request_thread` makes a `_Connection`, which calls its own `handle`, and closes
-    the socket; what goes wrong there, `handle_error` is told. A `with` block's `__exit__` is `server_close`.
+    The base class in between: `handle_request` accepts a connection and calls our `process_request`, which
+    starts a thread. There, `process_request_thread` makes a `_Connection` (so its `handle` runs), tells
+    `handle_error` what that raises, and closes the socket. A `with` block's `__exit__` is `server_close`.
     """
 
     request_queue_size = 1024  # connections that wait to be accepted; the default, 5, loses some of a burst
@@ -234,7 +234,7 @@ class TrackerServer(ThreadingHTTPServer):
         self.url = ""
         self.stopping = False
         self._owner = os.getpid()
-        self._accepting = threading.RLock()  # held by the thread that accepts connections
+        self._accepting = threading.RLock()  # serve_forever holds it for as long as it runs
         self._bell, self._button = socket.socketpair()  # to shut the button down makes the bell readable
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Connection)
@@ -279,7 +279,7 @@ class TrackerServer(ThreadingHTTPServer):
         self.stopping = True
         with suppress(OSError):  # at a second stop, the button is closed already
             self._button.shutdown(socket.SHUT_WR)  # rings the bell: serve_forever will let go of _accepting
-        # Wait for that; if this very thread holds it, as in a signal's handler, an RLock lets us pass.
+        # Wait for that. A signal's handler may run in the thread that holds it: an RLock lets that one pass.
         with self._accepting, suppress(OSError):  # macOS and Windows raise it for a socket that listens
             self.socket.shutdown(socket.SHUT_RDWR)  # or the port would live on in a forked child
 
@@ -307,7 +307,7 @@ _REQUEST_LINE = rf"({_TOKEN}) ({_TARGET}) (HTTP/\d\.\d)\r?|\r?"  # or empty: RFC
 _HOST = r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.~_!$&'()*+;=%-]+)(:\d*)?"  # localhost:80
 _FIELD = rf"(?:({_TOKEN}):([\t -~\x80-\xff]*))?"  # Host: localhost, or nothing at the end: section 5
 _HEADER, _TRAILER = _FIELD + r"\r?", _FIELD + r"\r"  # in a chunked body, each line must end in CRLF
-_CHUNK = r"(?:0+|([0-9A-Fa-f]{1,16}))[ \t]*(?:;[\t -~\x80-\xff]*)?\r"  # 1F;name=value, or 0: section 7.1
+_CHUNK = r"(?:0+|([0-9A-Fa-f]{1,16}))[ \t]*(?:;[\t -~\x80-\xff]*)?\r"  # 1F;a=b, or 0 (no group): section 7.1
 _ENDPOINTS = "POST /create_job and GET /status/<job_id>"
 _FAULT_HEADERS: dict[Fault, list[str]] = {  # RFC 9110 requires them; Java's client fails without the first
     401: ['WWW-Authenticate: Bearer realm="tracker"'], 405: ["Allow: GET, HEAD, OPTIONS"],
@@ -337,7 +337,7 @@ class _Connection(BaseRequestHandler):
             self.request.setblocking(False)  # only `wait` waits, which a stop ends (and _write, for `grace`)
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # or pipelining waits 44 ms
             while not self.is_last and not self.server.stopping:
-                self.is_last = True  # if reading fails midway, where the next request begins is unknown
+                self.is_last = True  # until all is read: a failure midway hides where the next one begins
                 self.request_line, self.method, self.path, self.headers = "", "", "", {}
                 try:
                     self._read_request()
@@ -345,7 +345,7 @@ class _Connection(BaseRequestHandler):
                 except _Refusal as refusal:
                     answer = refusal.status, str(refusal), []
                 except Exception:
-                    if not self.path:  # _read_request sets it last, so it has failed: no answer
+                    if not self.path:  # not read to its end, as it hung up or the server stops: no answer
                         raise
                     log.exception(f"A bug met {self.request_line!r}")
                     answer = 500, "The service has a bug: its log has the traceback.", []
@@ -418,7 +418,7 @@ class _Connection(BaseRequestHandler):
         return _require(re.fullmatch(pattern, text), rule, text.removesuffix("\r"))
 
     def _receive(self, seconds: float) -> None:
-        """Receive what is there, or wait until something is; OSError if nothing will be."""
+        """Receive once, or wait until the next call can; OSError if there is nothing to wait for."""
         try:
             data = self.request.recv(_LONGEST)
         except BlockingIOError:
