@@ -29,7 +29,6 @@ import subprocess
 import sys
 import threading
 import time
-import tracemalloc
 import urllib.parse
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -57,9 +56,8 @@ def head(*lines, start=POST, host="Host: localhost"):
 def poll_of(job, *lines):
     return head(*lines, start=f"GET /status/{job.job_id} HTTP/1.1")
 
-OPTIONS = "OPTIONS * HTTP/1.1"
 # Its answer repeats the header: a hundred answers that nobody reads fill all buffers.
-ECHO = head("Access-Control-Request-Headers: " + "x" * 60_000, start=OPTIONS)
+ECHO = head("Access-Control-Request-Headers: " + "x" * 60_000, start="OPTIONS * HTTP/1.1")
 
 def raw(server):
     """Return a new connection to a server, or to a process that has its url."""
@@ -103,7 +101,6 @@ def statuses(answers):
     return [answer.status for answer in answers]
 
 def in_threads(function, arguments):
-    """Call the function with each argument, in eight threads; return the results."""
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(function, arguments))
 
@@ -173,8 +170,10 @@ def test_a_poll_sees_what_the_time_since_creation_says_and_it_never_goes_back(
     assert first.json == second.json == {"status": status}
     assert job.updated_at == (0 if status == "pending" else elapsed)
 
-@cases("option, header", [(7, "7"), (0, "0"), (None, None)])
+@cases("option, header", [(0, "0"), (7, "7"), (None, None)])
 def test_retry_after_stands_in_each_answer_that_asks_for_patience(clock, option, header):
+    with pytest.raises(ValueError, match="^retry_after must be a whole number"):
+        create_server(retry_after=1.5)
     with create_server(duration=30, faults=[429, 503], clock=clock, retry_after=option) as server:
         answers = [ask(server, "POST /create_job")]
         (job,) = server.jobs.values()
@@ -185,7 +184,7 @@ def test_retry_after_stands_in_each_answer_that_asks_for_patience(clock, option,
 
 def test_an_id_is_found_in_capitals_percent_encoded_and_with_a_query(server):
     job_id = create(server).job_id
-    for way in job_id.upper(), job_id.replace("-", "%2D"), job_id.replace("-", "%2d"), job_id + "?_=123":
+    for way in job_id.upper(), job_id.replace("-", "%2D"), job_id + "?_=123":
         assert ask(server, "GET /status/" + way).json == {"status": "pending"}
 
     assert ask(server, "GET /status%2F" + job_id).status == 404
@@ -193,10 +192,10 @@ def test_an_id_is_found_in_capitals_percent_encoded_and_with_a_query(server):
 def test_a_look_is_no_poll_and_has_no_body(server, clock):
     job = create(server, "?faults=503")
     clock.now = 32
-    paths = "/", f"/status/{job.job_id}", f"/status/{job.job_id.upper()}", "/status/none"
+    paths = "/", f"/status/{job.job_id}", "/status/none"
     answers = [ask(server, "HEAD " + path) for path in paths]
 
-    assert statuses(answers) == [200, 200, 200, 404]
+    assert statuses(answers) == [200, 200, 404]
     assert {answer.body for answer in answers} == {b""}
     assert (job.requests, job.polls) == (0, [])
     assert (job.status, job.faults) == ("pending", [503])
@@ -214,7 +213,7 @@ TENTHS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 @cases("duration, wait, polls, delay", [
     (30, 15.5, [15.5, 31], 1),
     (1, 0.1, TENTHS, 0),
-    (1.1, 0.6000004, [0.6, 1.200001], 0.100001),
+    (0.95, 0.5000004, [0.5, 1.000001], 0.050001),
 ])
 def test_requests_polls_total_time_and_delay_are_data(server, clock, duration, wait, polls, delay):
     job = server.service.create_job(duration=duration)
@@ -261,13 +260,7 @@ def test_the_log_tells_the_life_of_a_job_and_the_metrics_once(server, clock, lin
 
 def test_polls_of_many_threads_are_recorded_and_logged_one_after_another(lines):
     readings, moments = itertools.count(), itertools.cycle([0.002, 0, 0])
-
-    def slow_clock():
-        reading = next(readings)
-        time.sleep(next(moments))
-        return reading
-
-    service = TranslationService(duration=0, clock=slow_clock)
+    service = TranslationService(duration=0, clock=lambda: (next(readings), time.sleep(next(moments)))[0])
     jobs = [service.create_job() for _ in range(20)]
     polls = in_threads(service.query_status, [job.job_id for job in jobs] * 8)
     ends = lines()[20:]
@@ -319,8 +312,8 @@ def test_a_clock_that_fails_costs_one_answer_and_says_why(server, monkeypatch, c
     monkeypatch.setattr(server.service, "clock", mock.Mock(side_effect=[error("no time"), 3.0]))
     failed, polled = send(server, poll_of(job) * 2)
 
-    assert (failed.status, polled.status) == (500, 200)  # the connection goes on
-    assert "bug" in failed.json["error_message"]
+    assert failed.status == 500
+    assert polled.status == 200  # the connection goes on
     assert job.polls == [3.0]
     assert "Traceback" in caplog.text and error.__name__ in caplog.text
 
@@ -358,14 +351,14 @@ def test_scripted_faults_are_for_each_job_afresh_and_shared_with_nobody():
 
 @cases("query", [
     "duration=-1", "duration=nan", "duration=1_0", "duration=", "duration=1&duration=2", "outcome=fine",
-    "outcome=", "faults=600", "faults=503,399", "faults=5_03", "faults=", "durations=3",
+    "outcome=", "faults=600", "faults=503,399", "faults=5_03", "faults=", "durations=3", "=3",
 ])
 def test_an_unusable_parameter_is_named_and_creates_no_job(server, query):
     name, *_, given = re.split("[=,]", query)
     refused = ask(server, "POST /create_job?" + query)
 
     assert (refused.status, server.jobs) == (400, {})
-    assert re.fullmatch(f"({name} must be .*, not '.*{given}'.|Parameter must be .*, not 'durations'.)",
+    assert re.fullmatch(f"({name} must be .*, not '.*{given}'.|Parameter must be .*, not '(durations)?'.)",
                         refused.json["error_message"])
 
 @cases("status, header, value", [
@@ -373,8 +366,7 @@ def test_an_unusable_parameter_is_named_and_creates_no_job(server, query):
     (407, "Proxy-Authenticate", 'Bearer realm="tracker"'),
     (405, "Allow", "GET, HEAD, OPTIONS"),
     (426, "Upgrade", "HTTP/2.0"), (426, "Connection", "Upgrade"),
-    (429, "Retry-After", "1"), (503, "Retry-After", "1"),
-    (400, "Retry-After", None),
+    (429, "Retry-After", "1"), (400, "Retry-After", None),
 ])
 def test_a_fault_is_a_poll_that_moves_nothing_and_has_the_header_of_its_status(
         server, clock, status, header, value):
@@ -406,7 +398,7 @@ def test_every_field_may_be_set_between_two_polls_and_an_error_has_a_message(ser
     fault, first, second = (poll(server, job) for _ in range(3))
     drawn, job.error_message = job.error_message, "The disk is full."
 
-    assert statuses([fault, first]) == [500, 200]
+    assert fault.status == 500
     assert first.json == second.json == {"status": "error", "error_message": drawn}
     assert drawn in tracker.ERROR_MESSAGES
     assert poll(server, job).json["error_message"] == "The disk is full."
@@ -474,9 +466,7 @@ def test_faults_are_drawn_with_other_dice_than_outcomes():
 @cases("status, allow, start", [
     (200, None, "GET /"),
     (200, None, "GET http://localhost"), (200, None, "GET http://localhost?x"),
-    (404, None, "GET /status/x"), (404, None, "GET /status/"),
-    (404, None, "POST //create_job"),
-    (404, None, "CONNECT example.org:443"),
+    (404, None, "GET /status/x"), (404, None, "POST //create_job"), (404, None, "CONNECT a:443"),
     (405, "POST, OPTIONS", "GET /create_job"), (405, "POST, OPTIONS", "BREW /create_job?x"),
     (405, "GET, HEAD, OPTIONS", "DELETE /status/x"), (405, "GET, HEAD, OPTIONS", "get /"),
 ])
@@ -486,13 +476,20 @@ def test_who_asks_for_no_job_is_told_what_there_is_and_the_connection_goes_on(se
     assert (told.status, told["Allow"], created.status) == (status, allow, 200)
     assert (f"takes {allow}, not " if allow else "GET /status/<job_id>").encode() in told.body
 
-def test_a_job_that_is_forgotten_between_look_up_and_poll_is_unknown(server, monkeypatch):
-    job, query_status = create(server), server.service.query_status
-    forgetful = mock.Mock(side_effect=lambda job_id: server.jobs.clear() or query_status(job_id))
-    monkeypatch.setattr(server.service, "query_status", forgetful)
+def test_a_job_that_is_forgotten_while_its_poll_waits_for_its_turn_is_unknown(server, monkeypatch):
+    first, last, reading = create(server), create(server), threading.Event()
 
-    assert poll(server, job).status == 404
-    assert forgetful.called
+    def slow_clock():
+        reading.set()
+        time.sleep(0.01)
+        server.jobs.pop(last.job_id, None)
+        return 0
+
+    monkeypatch.setattr(server.service, "clock", slow_clock)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(poll, server, first)
+        reading.wait(5)
+        assert poll(server, last).status == 404
 
 def test_nothing_that_is_requested_reaches_the_log_raw(server, lines):
     for target in b"/\x1b[31m", b"/\x00", b"/a\rINFO - forged", b"/\xc2\x85\x9b", b"/\\x0a", b"/a\x0b":
@@ -542,7 +539,7 @@ def test_what_http_allows_works_and_the_connection_goes_on(server, whole):
         b"5\r\nhello!\r\n\r\n0\r\n\r\n", b"5\r\nhell\r\n0\r\n\r\n", b"0x\r\n\r\n", b"-1\r\n\r\n",
         b"1\n0\r\n0\r\n\r\n", b"1\r\n0\n0\r\n\r\n", b"0\n\r\n", b"0\r\n\n", b"0\r\nX: 1\n\r\n",
         b"0\r\nGET / HTTP/1.1\r\n\r\n"]),
-    head(CHUNKED, start=OLD) + b"0\r\n\r\n",
+    head(CHUNKED, start=OLD) + b"0\r\n\r\n", head("Host: a", start=OLD),
 ])
 def test_what_http_forbids_is_refused_with_the_reason_and_nothing_after_it_is_read(server, malformed):
     assert_refused(server, malformed)
@@ -552,15 +549,8 @@ def test_versions_lines_and_their_number_have_limits(server):
     assert_refused(server, head(start=f"POST /{'x' * 65536} HTTP/1.1"), 414)
     assert_refused(server, head(f"X: {'x' * 65532}"), 431)
     assert_refused(server, head(*["X: 1"] * 100), 431)
-    assert_refused(server, head(CHUNKED) + head(*["X: 1"] * 101, start="0", host=""), 431)
 
     assert_taken(server, head(f"X: {'x' * 65531}", *["X: 1"] * 98))
-
-def test_a_client_of_http_1_0_gets_one_answer_and_a_close(server):
-    old = head("Expect: 100-continue", "Connection: keep-alive", start=OLD, host="")
-    (created,) = send(server, old + head())
-
-    assert (created.status, created["Connection"]) == (200, "close")
 
 @cases("cut", [
     b"", b"POST /cre", head()[:-2], head("Content-Length: 9") + b"short",
@@ -571,35 +561,42 @@ def test_a_client_that_hangs_up_in_a_request_gets_no_answer_and_no_job(server, l
     assert server.jobs == {}
     assert lines() == []
 
-def test_a_client_that_waits_for_100_continue_is_told_to_go_on_unless_it_is_refused(server):
+def test_a_client_that_waits_for_100_continue_is_told_to_go_on_unless_it_is_refused_or_old(server):
     with raw(server) as client:
         client.sendall(head("Expect: 100-Continue", "Content-Length: 2", "Connection: close"))
         interim = client.recv(65536)
         client.sendall(b"{}")
         taken = read_answers(client)
     refused = send(server, head("Expect: 100-continue", host="Host: a/b"))
+    old = send(server, head("Expect: 100-continue", "Connection: keep-alive", start=OLD, host="") + head())
 
     assert interim == b"HTTP/1.1 100 Continue\r\n\r\n"
-    assert statuses(taken + refused) == [200, 400]
+    assert statuses(taken + refused + old) == [200, 400, 200]  # of HTTP/1.0, only the first is read
 
 @cases("start", [
     "POST /create_job", "POST /create_job?x", "GET /x", "GET /create_job", "GET /status/bug",
     "GET /status/fault", "HEAD /x", "OPTIONS *",
 ])
 def test_every_answer_has_what_a_page_on_another_port_needs(server, start):
-    server.jobs.update(fault=TranslationJob("fault", faults=[503, 503]), bug=None)
+    server.jobs.update(fault=TranslationJob("fault", faults=[503] * 3), bug=None)
+    plain = head(start=start + " HTTP/1.1")
+    cross = head("Origin: http://a:3000", start=start + " HTTP/1.1")
     with raw(server) as client, client.makefile() as stream:
-        for lines in ["Origin: http://a:3000"], ["Connection: close"]:
-            client.sendall(head(*lines, start=start + " HTTP/1.1"))
-        cross, plain = stream.read().split("HTTP/1.1 ")[1:]
+        client.sendall(plain + cross + plain + cross + b"nonsense\r\n")
+        client.shutdown(socket.SHUT_WR)
+        _, *answers = stream.read().split("HTTP/1.1 ")
 
-    assert "\nAccess-Control-Allow-Origin: http://a:3000\n" in cross
-    assert "\nAccess-Control-Allow-Credentials: true\n" in cross
-    assert "\nAccess-Control-Allow-Origin: *\n" in plain  # not the Origin of the request before it
-    assert "Access-Control-Allow-Credentials" not in plain
-    for answer in cross, plain:
+    assert len(answers) == 5
+    for answer in answers:
         assert "\nAccess-Control-Expose-Headers: Location, Retry-After\n" in answer
         assert "\nCache-Control: no-store\n" in answer
+        assert " GMT\n" in answer
+    for answer in answers[1], answers[3]:
+        assert "\nAccess-Control-Allow-Origin: http://a:3000\n" in answer
+        assert "\nAccess-Control-Allow-Credentials: true\n" in answer
+    for answer in answers[::2]:  # which do not have the Origin of the request before them
+        assert "\nAccess-Control-Allow-Origin: *\n" in answer
+        assert "Access-Control-Allow-Credentials" not in answer
 
 def test_a_preflight_is_allowed_what_it_asks_for(server):
     plain = ask(server, "OPTIONS /create_job")
@@ -616,6 +613,7 @@ def test_a_preflight_is_allowed_what_it_asks_for(server):
 def test_a_body_is_thrown_away_in_small_pieces(server, header, begin, end):
     body = bytes(20_000_000)
     with raw(server) as client:
+        tracemalloc = pytest.importorskip("tracemalloc")  # PyPy has none
         tracemalloc.start()
         client.sendall(head(header, "Connection: close") + begin)
         client.sendall(body)
@@ -630,7 +628,7 @@ def test_a_body_is_thrown_away_in_small_pieces(server, header, begin, end):
 def test_answers_that_are_read_late_arrive_whole(server):
     with raw(server) as client, ThreadPoolExecutor() as pool:
         pool.submit(client.sendall, ECHO * 100 + head("Connection: close"))
-        time.sleep(0.01)
+        time.sleep(0.05)
         answers = read_answers(client)
 
     assert {len(answer["Access-Control-Allow-Headers"]) for answer in answers[:100]} == {60_000}
@@ -649,16 +647,17 @@ def test_a_refused_client_that_writes_for_ever_is_cut(server, monkeypatch):
         for _ in range(1_000_000):
             client.sendall(bytes(100_000))
 
-@cases("sent", [b"", b"POST /cre", head("Content-Length: 9") + b"half", ECHO])
-def test_a_connection_may_be_silent_for_75_seconds(monkeypatch, sent):
+@cases("sent", [b"", b"POST /cre", head("Content-Length: 9") + b"half", ECHO, poll_of(TranslationJob("x"))])
+def test_a_connection_may_be_silent_and_a_hang_may_last_for_75_seconds(monkeypatch, sent):
     waits, wait = [], TrackerServer.wait
     monkeypatch.setattr(TrackerServer, "wait", lambda self, seconds, *sockets:
                         waits.append(seconds) or wait(self, min(seconds, 0.01), *sockets))
     with create_server() as server, raw(server) as client:
+        server.jobs["x"] = TranslationJob("x", faults=["hang"])
         client.sendall(sent)
         read_answers(client)
 
-    assert max(waits) == 75
+    assert set(waits) - {0.5} == {75}  # 0.5 is the accepting thread's
 
 def test_clients_that_reset_their_connection_are_no_error(capfd, lines):
     reset = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)  # linger for 0 seconds: then closing resets
@@ -728,19 +727,13 @@ def test_at_the_end_of_the_block_all_connections_are_closed_and_nothing_is_left(
     del client, clients, stack, server
     assert threads_and_sockets() == before
 
-def test_an_answer_waits_for_its_latency_in_seconds():
-    with create_server(latency=0.05) as server:
-        begin = time.monotonic()
-        create(server)
-        assert 0.05 <= time.monotonic() - begin
-
-def test_a_latency_holds_up_neither_others_nor_a_stop_and_what_was_sent_after_it_gets_no_answer(clock):
-    with create_server(clock=clock, latency=3600) as server, ThreadPoolExecutor() as pool:
-        clients = [raw(server), raw(server)]
-        for client in clients:
-            client.sendall(head() * 2)
-        wait_until(lambda: len(server.jobs) == 2)
-        pool.submit(server.service.create_job).result(5)
+def test_a_latency_holds_up_no_other_and_no_stop_and_what_was_sent_after_it_gets_no_answer(clock):
+    with create_server(clock=clock, latency=3600) as server:
+        with mock.patch.object(TrackerServer, "wait", autospec=True, side_effect=TrackerServer.wait) as wait:
+            clients = [raw(server), raw(server)]
+            for client in clients:
+                client.sendall(head() * 2)
+            wait_until(lambda: wait.call_args_list.count(mock.call(server, 3600)) == 2)
     for client in clients:
         with client:
             assert statuses(read_answers(client)) == [200]
@@ -759,14 +752,16 @@ def test_a_stop_resets_clients_in_the_midst_of_an_upload():
         assert {isinstance(upload.exception(), ConnectionError) for upload in uploads} == {True}
 
 def test_a_client_that_reads_nothing_does_not_hold_up_the_end(clock, monkeypatch):
-    monkeypatch.setattr(TrackerServer, "grace", 0.05)
+    assert TrackerServer.grace == 1
+    monkeypatch.setattr(TrackerServer, "grace", 0.2)
+    before = threading.active_count()
     with create_server(clock=clock) as server, raw(server) as client:
-        client.settimeout(0.1)
+        client.settimeout(0.05)
         with contextlib.suppress(OSError):
             while True:
                 client.sendall(ECHO)
         server.server_close()
-        assert server.url not in [thread.name for thread in threading.enumerate()]
+        assert threading.active_count() == before
 
 @cases("kind, name", [(socket.socket, "accept"), (threading.Thread, "start")])
 def test_a_failed_accept_or_thread_costs_one_connection_and_prints_nothing(
@@ -791,30 +786,34 @@ def test_an_exception_while_an_answer_is_written_goes_to_the_log_alone(server, c
 
 @not_on_windows
 @pytest.mark.filterwarnings("ignore:.*fork")
-def test_a_forked_child_that_leaves_the_block_keeps_neither_port_nor_clients():
-    child = None
+def test_forked_children_that_stay_in_the_block_or_leave_it_keep_neither_port_nor_clients():
+    leaving = None
     try:
         with create_server() as server, raw(server) as client:
             client.sendall(head())
             client.recv(65536)
-            child = os.fork()
-            if child == 0:
+            staying = os.fork() or signal.pause()
+            leaving = os.fork()
+            if leaving == 0:
+                server.shutdown()
                 raise InterruptedError
-            wait_until(lambda: os.waitpid(child, os.WNOHANG | os.WUNTRACED)[0])
+            wait_until(lambda: os.waitpid(leaving, os.WNOHANG)[0])
             client.sendall(head("Connection: close"))
             assert len(read_answers(client)) == 1
             assert create(server)
         assert refuses(server)
     finally:
-        os.kill(child or os.getpid(), signal.SIGKILL if child else signal.SIGSTOP)
-    os.waitpid(child, 0)
+        if leaving == 0:
+            os._exit(0)
+        os.kill(staying, signal.SIGKILL)
+        os.waitpid(staying, 0)
 
 def test_serve_forever_and_shutdown_mean_what_they_always_meant_in_any_order():
     server, unserved = create_server(), create_server()
     with ThreadPoolExecutor() as pool:
         serving = [pool.submit(server.serve_forever) for _ in range(2)]
         create(server)
-        for step in (server.shutdown, unserved.shutdown, server.serve_forever, unserved.server_close,
+        for step in (*[server.shutdown] * 500, unserved.shutdown, server.serve_forever, unserved.server_close,
                      unserved.server_close, server.server_close):
             pool.submit(step).result(5)
         assert [future.result(5) for future in serving] == [None, None]
@@ -839,7 +838,8 @@ def test_shutdown_waits_for_the_connection_that_is_being_accepted(server, monkey
 
 def start(folder, *arguments, stderr=subprocess.PIPE):
     """Start a Python in a folder; nobody reads its standard error until it has ended, if it is a pipe."""
-    own = {"PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": ""}
+    paths = str(HERE) + os.pathsep + os.environ.get("PYTHONPATH", "")
+    own = {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": ""}
     return subprocess.Popen([sys.executable, "-W", "error", *arguments], cwd=folder, text=True,
                             env={**os.environ, **own}, stdout=subprocess.PIPE, stderr=stderr)
 
@@ -881,7 +881,6 @@ def test_a_process_says_how_to_use_it_and_logs_whoever_reads_or_has_configured_w
     assert process.printed[0].startswith(f"Listening on {url} ")
     assert process.printed[1:] == [f"  curl -X POST {url}/create_job\n", f"  curl {url}/status/JOB_ID\n"]
     assert logged.startswith(" " * 10_000_001 + f"INFO - Job {job.job_id} created\n")
-    assert logged.count('"OPTIONS * HTTP/1.1" 204 -\n') == 1000
 
 FULL = "/dev/full" if os.path.exists("/dev/full") else "server.log"  # only Linux has a disk without space
 
@@ -891,9 +890,7 @@ def test_a_signal_ends_it_cleanly_however_often_it_comes_and_even_if_the_disk_is
     with serving(tmp_path, "--log-file", log) as process, raw(process) as client:
         client.sendall(head())
         client.recv(1)
-        while process.poll() is None:
-            process.send_signal(signum)
-            time.sleep(0.0005)
+        wait_until(lambda: process.poll() is not None or process.send_signal(signum))
         assert (process.returncode, *process.communicate()) == (0, "", "")
 
 def test_a_signal_that_comes_as_the_url_is_printed_ends_it_cleanly_too(tmp_path):
@@ -910,11 +907,17 @@ sys.exit(tracker.main(["--port", "0"]))
 
 @not_on_windows
 def test_the_log_is_shown_on_a_terminal_too(tmp_path):
-    terminal, its_end = os.openpty()
-    with serving(tmp_path, stderr=its_end) as process, open(terminal, "rb") as shown:
-        os.close(its_end)
+    try:
+        terminal, its_end = os.openpty()
+    except OSError:
+        pytest.skip("this machine has no terminals")
+    os.set_blocking(terminal, False)
+    with serving(tmp_path, stderr=its_end) as process:
         send(process, head())
-        assert re.match(rb"INFO - Job \S+ created", shown.readline())
+        assert re.match(rb"INFO - Job \S+ created", os.read(terminal, 999))
+        assert (tmp_path / "server.log").exists()
+    os.close(terminal)
+    os.close(its_end)
 
 def made_with(monkeypatch, options):
     """Return the arguments with which `main` would make its server."""
@@ -982,10 +985,10 @@ def test_the_examples_of_docstring_and_readme_work_and_print_what_they_say(tmp_p
     for block, name in blocks:
         with open(tmp_path / name, "a", encoding="utf-8") as file:
             file.write(block)
-    with start(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider") as suite:
-        report = suite.communicate(timeout=30)
-    with start(tmp_path, "strategies.py") as strategies:
+    suite = start(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    with start(tmp_path, "strategies.py") as strategies, suite:
         printed = strategies.communicate(timeout=30)
+        report = suite.communicate(timeout=30)
 
     if sys.flags.optimize < 2:  # or docstrings are gone
         assert doctest.testmod(tracker) == (0, 5)
