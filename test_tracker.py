@@ -4,13 +4,11 @@
 # ///
 """What tracker.py promises, in the order in which a user meets it.
 
-Time is moved by hand: no test sleeps to let a job finish. Every server has a port of its own, so that the
-suite may run beside itself. `python -m pytest` or `uv run test_tracker.py` runs it.
+Time is moved by hand, and every server has a port of its own. `uv run test_tracker.py` runs it, too.
 """
 
 import contextlib
 import doctest
-import fractions
 import gc
 import http.client
 import inspect
@@ -56,7 +54,7 @@ def head(*lines, start=POST, host="Host: localhost"):
 def poll_of(job, *lines):
     return head(*lines, start=f"GET /status/{job.job_id} HTTP/1.1")
 
-# Its answer repeats the header: a hundred answers that nobody reads fill all buffers.
+# Its answer repeats the header: 300 answers that nobody reads fill all buffers.
 ECHO = head("Access-Control-Request-Headers: " + "x" * 60_000, start="OPTIONS * HTTP/1.1")
 
 def raw(server):
@@ -90,7 +88,6 @@ def ask(server, start, *lines):
     return answer
 
 def create(server, query=""):
-    """Create a job over HTTP and return what the server has of it."""
     return server.jobs[ask(server, "POST /create_job" + query).json["job_id"]]
 
 def poll(server, job):
@@ -168,7 +165,7 @@ def test_a_poll_sees_what_the_time_since_creation_says_and_it_never_goes_back(
     second = poll(server, job)
 
     assert first.json == second.json == {"status": status}
-    assert job.updated_at == (0 if status == "pending" else elapsed)
+    assert (job.updated_at, job.error_message) == (0 if status == "pending" else elapsed, None)
 
 @cases("option, header", [(0, "0"), (7, "7"), (None, None)])
 def test_retry_after_stands_in_each_answer_that_asks_for_patience(clock, option, header):
@@ -181,6 +178,8 @@ def test_retry_after_stands_in_each_answer_that_asks_for_patience(clock, option,
             answers.append(poll(server, job))
 
     assert [answer["Retry-After"] for answer in answers] == [header] * 5 + [None]
+    with pytest.raises(ValueError, match="^retry_after must be a whole number of seconds"):
+        create_server(retry_after=1.5)
 
 def test_an_id_is_found_in_capitals_percent_encoded_and_with_a_query(server):
     job_id = create(server).job_id
@@ -260,7 +259,11 @@ def test_the_log_tells_the_life_of_a_job_and_the_metrics_once(server, clock, lin
 
 def test_polls_of_many_threads_are_recorded_and_logged_one_after_another(lines):
     readings, moments = itertools.count(), itertools.cycle([0.002, 0, 0])
-    service = TranslationService(duration=0, clock=lambda: (next(readings), time.sleep(next(moments)))[0])
+    def slow_clock():
+        reading = next(readings)
+        time.sleep(next(moments))
+        return reading
+    service = TranslationService(duration=0, clock=slow_clock)
     jobs = [service.create_job() for _ in range(20)]
     polls = in_threads(service.query_status, [job.job_id for job in jobs] * 8)
     ends = lines()[20:]
@@ -302,7 +305,7 @@ def test_a_manual_clock_moves_only_forward_and_by_any_number():
         with pytest.raises(ValueError, match="^seconds must be .*, not"):
             clock.sleep(wrong)
     clock.advance(2)
-    clock.sleep(fractions.Fraction(1, 2))
+    clock.sleep(0.5)
 
     assert clock() == clock.now == 2.5
 
@@ -393,6 +396,7 @@ def test_a_hang_gives_no_answer_and_ends_when_the_client_gives_up(server):
     assert job.status == "pending"
 
 def test_every_field_may_be_set_between_two_polls_and_an_error_has_a_message(server):
+    assert TranslationJob("x") == TranslationJob("x", "pending", 0, 0, None, 0, "completed", [])
     job = create(server)
     job.faults, job.duration, job.outcome = [500], 0, "error"
     fault, first, second = (poll(server, job) for _ in range(3))
@@ -449,8 +453,9 @@ def test_the_same_seed_gives_the_same_jobs_and_faults_whatever_happens_to_other_
     assert lives(seed=None) != lives(seed=None)
     assert set(lives()[2]) == {None, *tracker.ERROR_MESSAGES}
     assert lives(polls=3)[:4] == lives()[:4]
+    later = [values[1:] for values in lives()]
     for fate in {"duration": 1}, {"outcome": "error"}, {"faults": [500]}:
-        assert [values[1:] for values in lives(first=fate)] == [values[1:] for values in lives()]
+        assert [values[1:] for values in lives(first=fate)] == later
     for duration in 0, 30, (0, 1), math.inf:
         assert lives(duration=duration)[:3] == lives()[:3]
 
@@ -502,14 +507,12 @@ def test_nothing_that_is_requested_reaches_the_log_raw(server, lines):
 # --- Speaking HTTP ----------------------------------------------------------------------------------------
 def assert_taken(server, first):
     answers = send(server, first + head("Connection: Keep-Alive, Close") + head())
-
     assert statuses(answers) == [200, 200]
     assert [answer["Connection"] for answer in answers] == [None, "close"]
     assert len(server.jobs) == 2  # what comes after a close is not read
 
 def assert_refused(server, malformed, status=400):
     (refused,) = send(server, malformed + head())
-
     assert (refused.status, refused["Connection"]) == (status, "close")
     assert server.jobs == {}  # what comes after it is not read
     assert refused["Access-Control-Allow-Origin"] == "*"
@@ -533,7 +536,7 @@ def test_what_http_allows_works_and_the_connection_goes_on(server, whole):
     *(head(line) for line in [
         "Content-Length : 0", "X: 1\r\n 2", "X: \0", "X: 1\rY: 2", "Host: a", "Content-Length: +5",
         "Content-Length: 5\r\nContent-Length: 5", "Content-Length: 1234567890123456789",
-        "Transfer-Encoding: chunked\r\nContent-Length: 0", "Transfer-Encoding: gzip, chunked"]),
+        "Transfer-Encoding: chunked\r\nContent-Length: 0", "Transfer-Encoding: gzip, chunked\r\n\r\n0"]),
     *(head(host=host) for host in ["", "Host:", "Host: a/b"]),
     *(head(CHUNKED) + body for body in [
         b"5\r\nhello!\r\n\r\n0\r\n\r\n", b"5\r\nhell\r\n0\r\n\r\n", b"0x\r\n\r\n", b"-1\r\n\r\n",
@@ -549,7 +552,6 @@ def test_versions_lines_and_their_number_have_limits(server):
     assert_refused(server, head(start=f"POST /{'x' * 65536} HTTP/1.1"), 414)
     assert_refused(server, head(f"X: {'x' * 65532}"), 431)
     assert_refused(server, head(*["X: 1"] * 100), 431)
-
     assert_taken(server, head(f"X: {'x' * 65531}", *["X: 1"] * 98))
 
 @cases("cut", [
@@ -627,12 +629,12 @@ def test_a_body_is_thrown_away_in_small_pieces(server, header, begin, end):
 
 def test_answers_that_are_read_late_arrive_whole(server):
     with raw(server) as client, ThreadPoolExecutor() as pool:
-        pool.submit(client.sendall, ECHO * 100 + head("Connection: close"))
+        pool.submit(client.sendall, ECHO * 300 + head("Connection: close"))
         time.sleep(0.05)
         answers = read_answers(client)
 
-    assert {len(answer["Access-Control-Allow-Headers"]) for answer in answers[:100]} == {60_000}
-    assert statuses(answers) == [204] * 100 + [200]
+    assert {len(answer["Access-Control-Allow-Headers"]) for answer in answers[:300]} == {60_000}
+    assert statuses(answers) == [204] * 300 + [200]
 
 @cases("body", [bytes(10_000_000), [bytes(100_000)] * 100], ids=["length", "chunks"])
 def test_a_refused_client_reads_the_reason_even_if_it_goes_on_writing(server, body):
@@ -667,10 +669,10 @@ def test_clients_that_reset_their_connection_are_no_error(capfd, lines):
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
                 client.sendall(sent)
         create(server)
-
     assert capfd.readouterr() == ("", "")
     assert all(line.startswith("INFO") for line in lines())
 
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="only CPython forgets at once")
 def test_a_burst_of_clients_waits_its_turn_and_is_forgotten_afterwards(clock):
     server = create_server(clock=clock)
     before = threads_and_sockets()
@@ -780,7 +782,6 @@ def test_an_exception_while_an_answer_is_written_goes_to_the_log_alone(server, c
     job.error_message = b"no JSON"
     answers = send(server, poll_of(job))
     wait_until(lambda: "Traceback" in caplog.text)
-
     assert answers == []
     assert capfd.readouterr() == ("", "")
 
@@ -812,23 +813,22 @@ def test_serve_forever_and_shutdown_mean_what_they_always_meant_in_any_order():
     server, unserved = create_server(), create_server()
     with ThreadPoolExecutor() as pool:
         serving = [pool.submit(server.serve_forever) for _ in range(2)]
+        waiting = pool.submit(server.wait, 5)
         create(server)
         for step in (*[server.shutdown] * 500, unserved.shutdown, server.serve_forever, unserved.server_close,
                      unserved.server_close, server.server_close):
             pool.submit(step).result(5)
-        assert [future.result(5) for future in serving] == [None, None]
+        assert [future.result(5) for future in (*serving, waiting)] == [None, None, False]
     with server:
-        assert refuses(server)  # a stopped server stays stopped
+        assert refuses(server) and not server.wait(5)  # a stopped server stays stopped
 
 def test_shutdown_waits_for_the_connection_that_is_being_accepted(server, monkeypatch):
     begun, done, process_request = threading.Event(), threading.Event(), server.process_request
-
     def slowly(*connection):
         begun.set()
         time.sleep(0.01)
         process_request(*connection)
         done.set()
-
     monkeypatch.setattr(server, "process_request", slowly)
     with raw(server):
         begun.wait(5)

@@ -54,7 +54,7 @@ log = logging.getLogger("tracker")
 
 class _Refusal(ValueError):
     """Why a value or a request is not taken, in one sentence; over HTTP, it is answered with this status."""
-    status = 400
+    status: int
 
 
 def _require(condition: Any, rule: str, given: object, status: int = 400) -> Any:
