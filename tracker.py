@@ -40,7 +40,7 @@ from email.utils import formatdate
 from http.client import responses
 from http.server import ThreadingHTTPServer
 from socketserver import BaseRequestHandler, TCPServer
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import parse_qs, unquote
 
 __all__ = ["ManualClock", "TrackerServer", "TranslationJob", "TranslationService", "create_server"]
@@ -463,7 +463,7 @@ class _Connection(BaseRequestHandler):
         _require(not unknown, "Parameter must be duration, outcome or faults", ", ".join(unknown))
         if "duration" in fate:
             text = fate["duration"]
-            fit = re.fullmatch(r"\d+|\d*\.\d+|inf", text)
+            fit = re.fullmatch(r"[0-9]+|[0-9]*\.[0-9]+|inf", text)
             _require(fit, "duration must be 0 seconds or more, or inf", text)
             fate["duration"] = float(text)
         job_id = self.server.service.create_job(**fate).job_id
@@ -523,7 +523,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     add("--port", default=8000, type=int, help="port to listen on; 0 picks a free one (default: 8000)")
     add("--duration", type=float, nargs="+", metavar=("SECONDS", "HIGH"),
-        help="seconds that a job takes, or two to draw them from between (default: 5 15)")
+        help="seconds that a job takes, or low and high, to draw them for each job (default: 5 15)")
     add("--error-rate", type=float, help="chance that a job ends as error (default: 0.1)")
     add("--faults", help="what the first polls of each job get, as 503,drop (default: none)")
     add("--fault-rate", type=float, help="chance that a poll is answered 503 (default: 0)")
