@@ -287,6 +287,7 @@ def test_jobs_of_many_threads_are_drawn_and_logged_one_after_another(lines, monk
 
 
 # --- Time as an argument ----------------------------------------------------------------------------------
+@mock.patch.object(tracker.log, "disabled", True)  # or a log that somebody reads would use it up
 def test_nothing_that_a_test_does_to_the_time_moves_a_job_or_is_used_up_by_the_server():
     before = TranslationService().create_job()
     listed = mock.Mock(side_effect=[946684800.0])  # by a test, or for ever by freezegun
@@ -294,7 +295,6 @@ def test_nothing_that_a_test_does_to_the_time_moves_a_job_or_is_used_up_by_the_s
         with create_server() as server:
             job = create(server)
             poll(server, job)
-
     assert not listed.called
     assert job.created_at == pytest.approx(before.created_at, abs=4)
     assert (job.status, job.polls) == ("pending", [pytest.approx(0, abs=4)])
@@ -980,6 +980,7 @@ def test_help_says_what_it_is_and_its_defaults_and_names_the_options_of_the_read
 
 
 # --- The documents ----------------------------------------------------------------------------------------
+@mock.patch.object(tracker.log, "disabled", True)  # or pytest's live log would be printed, too
 def test_the_examples_of_docstring_and_readme_work_and_print_what_they_say(tmp_path):
     blocks = re.findall(r"^```python\n(# (\w+\.py).*?)^```", README, re.M | re.S)
     for block, name in blocks:
@@ -989,7 +990,6 @@ def test_the_examples_of_docstring_and_readme_work_and_print_what_they_say(tmp_p
     with start(tmp_path, "strategies.py") as strategies, suite:
         printed = strategies.communicate(timeout=30)
         report = suite.communicate(timeout=30)
-
     if sys.flags.optimize < 2:  # or docstrings are gone
         assert doctest.testmod(tracker) == (0, 5)
     assert len(blocks) == README.count("```python\n")
