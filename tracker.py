@@ -73,7 +73,7 @@ ERROR_MESSAGES = ("The audio track could not be decoded.", "No speech was detect
 
 @dataclass(slots=True)
 class TranslationJob:
-    """One translation. Its fate is settled at creation, and no poll changes it. A test may set any field."""
+    """One translation. Its fate is settled at creation; polls only use up its faults. A test may set all."""
 
     job_id: str
     status: str = "pending"
@@ -152,7 +152,7 @@ class TranslationService:
         self._low, self._high = ends[0], ends[-1]
         self._dice = random.Random(self.seed)
         self._fault_dice = random.Random(self._dice.random())  # for polls, which must not change later jobs
-        self._lock = threading.Lock()  # so that a creation or a poll, with its log lines, is one step
+        self._lock = threading.Lock()  # polls are one step each, or two would log one end or pop one fault
 
     def create_job(self, *, duration: float | None = None, outcome: str | None = None,
                    faults: Faults | None = None) -> TranslationJob:
@@ -161,9 +161,9 @@ class TranslationService:
         _require(outcome is None or outcome in FINAL, "outcome must be completed or error", outcome)
         faults = _list_of(self.faults if faults is None else faults)
         with self._lock:
-            # Always these three draws, so that neither an option nor a chosen fate changes another job.
+            # Always these three draws: whatever is set or chosen, the next job meets the same random numbers.
             job_id = str(uuid.UUID(int=self._dice.getrandbits(128), version=4))
-            drawn = min(self._high, self._dice.uniform(self._low, self._high))  # min: inf, if it draws nan
+            drawn = min(self._high, self._dice.uniform(self._low, self._high))  # inf - inf is nan: take inf
             fails = self._dice.random() < self.error_rate
             now = self.clock()
             job = self.jobs[job_id] = TranslationJob(
@@ -279,7 +279,7 @@ class TrackerServer(ThreadingHTTPServer):
         self.stopping = True
         with suppress(OSError):  # at a second stop, the button is closed already
             self._button.shutdown(socket.SHUT_WR)  # rings the bell: serve_forever will let go of _accepting
-        # Wait for that. A signal's handler may run in the thread that holds it: an RLock lets that one pass.
+        # Wait for that. A signal's handler may run in serve_forever's own thread, which an RLock lets pass.
         with self._accepting, suppress(OSError):  # macOS and Windows raise it for a socket that listens
             self.socket.shutdown(socket.SHUT_RDWR)  # or the port would live on in a forked child
 
@@ -333,7 +333,7 @@ class _Connection(BaseRequestHandler):
 
     def handle(self) -> None:
         """Read a request, find its answer, write it, and again."""
-        with suppress(OSError):  # the client hung up or was silent for too long, or the server stops
+        with suppress(OSError):  # such are those that _receive raises: gone, silent for too long, or a stop
             self.request.setblocking(False)  # only `wait` waits, which a stop ends (and _write, for `grace`)
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # or pipelining waits 44 ms
             while not self.is_last and not self.server.stopping:
@@ -345,7 +345,7 @@ class _Connection(BaseRequestHandler):
                 except _Refusal as refusal:
                     answer = refusal.status, str(refusal), []
                 except Exception:
-                    if not self.path:  # not read to its end, as it hung up or the server stops: no answer
+                    if not self.path:  # set last, so this was reading: gone, silent or a stop; no answer
                         raise
                     log.exception(f"A bug met {self.request_line!r}")
                     answer = 500, "The service has a bug: its log has the traceback.", []
@@ -354,7 +354,7 @@ class _Connection(BaseRequestHandler):
             self.request.shutdown(socket.SHUT_WR)
             deadline = self.server.monotonic() + self.server.grace
             while self.server.monotonic() < deadline:
-                self._receive(self.server.grace)
+                self._receive(deadline - self.server.monotonic())
                 self.received = b""
 
     def _read_request(self) -> None:
