@@ -549,7 +549,7 @@ def test_what_http_forbids_is_refused_with_the_reason_and_nothing_after_it_is_re
 
 def test_versions_lines_and_their_number_have_limits(server):
     assert_refused(server, head(start="PRI * HTTP/2.0"), 505)
-    assert_refused(server, head(start=f"POST /{'x' * 65536} HTTP/1.1"), 414)
+    assert statuses(send(server, b"x" * 65536)) == [414]
     assert_refused(server, head(f"X: {'x' * 65532}"), 431)
     assert_refused(server, head(*["X: 1"] * 100), 431)
     assert_taken(server, head(f"X: {'x' * 65531}", *["X: 1"] * 98))
@@ -628,13 +628,12 @@ def test_a_body_is_thrown_away_in_small_pieces(server, header, begin, end):
     assert peak < 2_000_000
 
 def test_answers_that_are_read_late_arrive_whole(server):
+    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # inherited by its connections
     with raw(server) as client, ThreadPoolExecutor() as pool:
-        pool.submit(client.sendall, ECHO * 300 + head("Connection: close"))
-        time.sleep(0.05)
+        pool.submit(client.sendall, ECHO * 100 + head("Connection: close"))
         answers = read_answers(client)
-
-    assert {len(answer["Access-Control-Allow-Headers"]) for answer in answers[:300]} == {60_000}
-    assert statuses(answers) == [204] * 300 + [200]
+    assert {len(answer["Access-Control-Allow-Headers"]) for answer in answers[:100]} == {60_000}
+    assert statuses(answers) == [204] * 100 + [200]
 
 @cases("body", [bytes(10_000_000), [bytes(100_000)] * 100], ids=["length", "chunks"])
 def test_a_refused_client_reads_the_reason_even_if_it_goes_on_writing(server, body):
@@ -649,7 +648,8 @@ def test_a_refused_client_that_writes_for_ever_is_cut(server, monkeypatch):
         for _ in range(1_000_000):
             client.sendall(bytes(100_000))
 
-@cases("sent", [b"", b"POST /cre", head("Content-Length: 9") + b"half", ECHO, poll_of(TranslationJob("x"))])
+@cases("sent", [
+    b"", b"POST /cre", head("Content-Length: 9") + b"half", ECHO, poll_of(TranslationJob("x"))])
 def test_a_connection_may_be_silent_and_a_hang_may_last_for_75_seconds(monkeypatch, sent):
     waits, wait = [], TrackerServer.wait
     monkeypatch.setattr(TrackerServer, "wait", lambda self, seconds, *sockets:
@@ -941,7 +941,7 @@ def test_each_option_of_the_command_line_reaches_the_server_or_has_the_default_o
 @cases("options, sentence", [
     ("--port BUSY", "serve on 127.0.0.1 port BUSY: "), ("--host no..host", "serve on no..host port 8000: "),
     ("--port many", "argument --port: invalid int value: 'many'"), ("--speed 2", "arguments: --speed 2"),
-    ("--port 0 --log-file no/such.log", "such.log"),
+    ("--port 0 --log-file no/such.log", "cannot log: "),
 ])
 def test_what_cannot_be_done_is_one_line_and_status_2(server, capsys, options, sentence):
     options, sentence = (text.replace("BUSY", str(server.server_port)) for text in (options, sentence))
