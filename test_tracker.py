@@ -167,7 +167,7 @@ def test_a_poll_sees_what_the_time_since_creation_says_and_it_never_goes_back(
     assert first.json == second.json == {"status": status}
     assert (job.updated_at, job.error_message) == (0 if status == "pending" else elapsed, None)
 
-@cases("option, header", [(0, "0"), (7, "7"), (None, None)])
+@cases("option, header", [(0, "0"), (7.0, "7"), (None, None)])
 def test_retry_after_stands_in_each_answer_that_asks_for_patience(clock, option, header):
     with pytest.raises(ValueError, match="^retry_after must be a whole number"):
         create_server(retry_after=1.5)
@@ -191,7 +191,7 @@ def test_an_id_is_found_in_capitals_percent_encoded_and_with_a_query(server):
 def test_a_look_is_no_poll_and_has_no_body(server, clock):
     job = create(server, "?faults=503")
     clock.now = 32
-    paths = "/", f"/status/{job.job_id}", "/status/none"
+    paths = "/", f"/status/{job.job_id.upper()}", "/status/none"
     answers = [ask(server, "HEAD " + path) for path in paths]
 
     assert statuses(answers) == [200, 200, 404]
@@ -321,11 +321,10 @@ def test_a_clock_that_fails_costs_one_answer_and_says_why(server, monkeypatch, c
     assert "Traceback" in caplog.text and error.__name__ in caplog.text
 
 def test_a_tick_ages_a_job_at_each_of_its_own_polls():
-    with create_server(duration=0.3, tick=0.1, error_rate=0, clock=lambda: 1000.0) as server:
+    with create_server(duration=0.3, tick=0.1, error_rate=0, clock=itertools.count(9).__next__) as server:
         job, other = create(server, "?faults=503"), create(server)
         seen = [poll(server, job).json.get("status") for _ in range(3)]
         poll(server, other)
-
     assert seen == [None, "in_progress", "completed"]
     assert (job.polls, job.total_time, job.delay) == ([0.1, 0.2, 0.3], 0.3, 0)
     assert other.polls == [0.1]
@@ -402,7 +401,7 @@ def test_every_field_may_be_set_between_two_polls_and_an_error_has_a_message(ser
     fault, first, second = (poll(server, job) for _ in range(3))
     drawn, job.error_message = job.error_message, "The disk is full."
 
-    assert fault.status == 500
+    assert (fault.status, first["Retry-After"]) == (500, None)
     assert first.json == second.json == {"status": "error", "error_message": drawn}
     assert drawn in tracker.ERROR_MESSAGES
     assert poll(server, job).json["error_message"] == "The disk is full."
@@ -473,7 +472,7 @@ def test_faults_are_drawn_with_other_dice_than_outcomes():
     (200, None, "GET http://localhost"), (200, None, "GET http://localhost?x"),
     (404, None, "GET /status/x"), (404, None, "POST //create_job"), (404, None, "CONNECT a:443"),
     (405, "POST, OPTIONS", "GET /create_job"), (405, "POST, OPTIONS", "BREW /create_job?x"),
-    (405, "GET, HEAD, OPTIONS", "DELETE /status/x"), (405, "GET, HEAD, OPTIONS", "get /"),
+    (405, "GET, HEAD, OPTIONS", "DELETE /status/x"),
 ])
 def test_who_asks_for_no_job_is_told_what_there_is_and_the_connection_goes_on(server, status, allow, start):
     told, created = send(server, head("Content-Length: 6", start=start + " HTTP/1.1") + b"a body" + head())
@@ -497,10 +496,10 @@ def test_a_job_that_is_forgotten_while_its_poll_waits_for_its_turn_is_unknown(se
         assert poll(server, last).status == 404
 
 def test_nothing_that_is_requested_reaches_the_log_raw(server, lines):
-    for target in b"/\x1b[31m", b"/\x00", b"/a\rINFO - forged", b"/\xc2\x85\x9b", b"/\\x0a", b"/a\x0b":
+    for target in b"/\x1b[31m", b"/\x00", b"/a\rINFO - forged", b"/\xc2\x85\x9b", b"/\\x0a":
         send(server, b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
 
-    assert [bool(re.fullmatch("[ -~]*", line)) for line in lines()] == [True] * 6
+    assert [bool(re.fullmatch("[ -~]*", line)) for line in lines()] == [True] * 5
     assert sum(r"\\x0a" in line for line in lines()) == 1  # so a single backslash is always an escape
 
 
@@ -536,10 +535,11 @@ def test_what_http_allows_works_and_the_connection_goes_on(server, whole):
     *(head(line) for line in [
         "Content-Length : 0", "X: 1\r\n 2", "X: \0", "X: 1\rY: 2", "Host: a", "Content-Length: +5",
         "Content-Length: 5\r\nContent-Length: 5", "Content-Length: 1234567890123456789",
-        "Transfer-Encoding: chunked\r\nContent-Length: 0", "Transfer-Encoding: gzip, chunked\r\n\r\n0"]),
+        "Transfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0",
+        "Transfer-Encoding: gzip, chunked\r\n\r\n0"]),
     *(head(host=host) for host in ["", "Host:", "Host: a/b"]),
     *(head(CHUNKED) + body for body in [
-        b"5\r\nhello!\r\n\r\n0\r\n\r\n", b"5\r\nhell\r\n0\r\n\r\n", b"0x\r\n\r\n", b"-1\r\n\r\n",
+        b"5\r\nhello!\r\n\r\n0\r\n\r\n", b"5\r\nhell\r\n0\r\n\r\n", b"0x\r\n\r\n", b"1\r\n0XX0\r\n\r\n",
         b"1\n0\r\n0\r\n\r\n", b"1\r\n0\n0\r\n\r\n", b"0\n\r\n", b"0\r\n\n", b"0\r\nX: 1\n\r\n",
         b"0\r\nGET / HTTP/1.1\r\n\r\n"]),
     head(CHUNKED, start=OLD) + b"0\r\n\r\n", head("Host: a", start=OLD),
@@ -738,7 +738,7 @@ def test_a_latency_holds_up_no_other_and_no_stop_and_what_was_sent_after_it_gets
             wait_until(lambda: wait.call_args_list.count(mock.call(server, 3600)) == 2)
     for client in clients:
         with client:
-            assert statuses(read_answers(client)) == [200]
+            assert [answer["Connection"] for answer in read_answers(client)] == ["close"]
 
 def test_a_stop_resets_clients_in_the_midst_of_an_upload():
     def upload(client):
@@ -848,7 +848,7 @@ def test_importing_has_no_effect_and_an_unclosed_server_keeps_no_program(tmp_pat
 import logging, os, socket, threading, tracker
 assert "ManualClock TrackerServer TranslationJob TranslationService create_server".split() == tracker.__all__
 assert os.listdir() == [] and threading.active_count() == 1
-assert not logging.getLogger().handlers and not logging.getLogger("tracker").handlers
+assert not logging.getLogger().handlers and not tracker.log.handlers and not tracker.log.level
 server = tracker.create_server().__enter__()
 client = socket.create_connection(server.server_address)
 while threading.active_count() < 3: pass
