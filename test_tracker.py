@@ -727,7 +727,7 @@ def test_at_the_end_of_the_block_all_connections_are_closed_and_nothing_is_left(
         assert refuses(server)
         create_server(port=server.server_port).server_close()  # it is free again at once
     del client, clients, stack, server
-    assert threads_and_sockets() == before
+    assert threads_and_sockets() <= before  # PyPy may have forgotten more
 
 def test_a_latency_holds_up_no_other_and_no_stop_and_what_was_sent_after_it_gets_no_answer(clock):
     with create_server(clock=clock, latency=3600) as server:
