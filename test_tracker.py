@@ -627,7 +627,7 @@ def test_a_body_is_thrown_away_in_small_pieces(server, header, begin, end):
     assert answer.status == 200
     assert peak < 2_000_000
 
-def test_answers_that_are_read_late_arrive_whole(server):
+def test_answers_that_do_not_fit_into_one_packet_arrive_whole(server):
     server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # inherited by its connections
     with raw(server) as client, ThreadPoolExecutor() as pool:
         pool.submit(client.sendall, ECHO * 30 + head("Connection: close"))
