@@ -469,7 +469,7 @@ def test_faults_are_drawn_with_other_dice_than_outcomes():
 # --- Going wrong ------------------------------------------------------------------------------------------
 @cases("status, allow, start", [
     (200, None, "GET /"),
-    (200, None, "GET http://localhost"), (200, None, "GET http://localhost?x"),
+    (200, None, "GET http://localhost"), (200, None, "GET http://localhost?x=/y"),
     (404, None, "GET /status/x"), (404, None, "POST //create_job"), (404, None, "CONNECT a:443"),
     (405, "POST, OPTIONS", "GET /create_job"), (405, "POST, OPTIONS", "BREW /create_job?x"),
     (405, "GET, HEAD, OPTIONS", "DELETE /status/x"),
