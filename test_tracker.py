@@ -1066,9 +1066,10 @@ def test_body_is_discarded_in_small_pieces(server, field, begin, end):
 def test_large_pipelined_responses_arrive_whole(server):
     # Connections inherit the small send buffer.
     server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    job = create_job(server, "?faults=drop")
     with connect(server) as client, ThreadPoolExecutor() as pool:
-        pool.submit(client.sendall, LARGE * 30 + request(CLOSE))
-        *large, _ = read_responses(client)
+        pool.submit(client.sendall, LARGE * 30 + poll_request(job))
+        large = read_responses(client)
 
     assert [len(x["Access-Control-Allow-Headers"]) for x in large] == [60_000] * 30
 
