@@ -531,6 +531,7 @@ def test_any_real_number_works_until_the_job_ends(number):
         ("fault_rate", [-0.1, 1.1, math.nan]),
         ("tick", [0, -1, 10**400]),
         ("seed", [1.5]),
+        ("clock", [5]),
         ("latency", ["1s", -1, 3601]),
         ("retry_after", [1.5, -1]),
     ],
