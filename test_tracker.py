@@ -22,6 +22,7 @@ import os
 import pathlib
 import re
 import runpy
+import select
 import shutil
 import signal
 import socket
@@ -1222,11 +1223,14 @@ def test_running_out_of_descriptors_is_logged_without_busy_waiting(
 
 @not_on_windows
 def test_exception_while_waiting_for_clients_does_not_end_serving(monkeypatch, caplog):
-    def failing():
-        monkeypatch.undo()
-        raise RuntimeError("no wait")
+    poll, failures = select.poll, [RuntimeError("no wait")] * 2
 
-    monkeypatch.setattr("select.poll", failing)
+    def failing_poll():
+        if failures:
+            raise failures.pop()
+        return poll()
+
+    monkeypatch.setattr("select.poll", failing_poll)
     with create_server() as server:
         assert create_job(server)
 
