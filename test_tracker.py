@@ -1607,10 +1607,10 @@ def test_startup_error_is_one_line_with_exit_status_2(
 ):
     with pytest.raises(SystemExit) as caught:
         tracker.main(arguments.replace("BUSY", str(server.server_port)).split())
-    *_, last = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
 
     assert caught.value.code == 2
-    assert re.search(message, last)
+    assert re.search(message, line)
 
 
 def test_help_lists_the_defaults(capsys):
