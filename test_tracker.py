@@ -1591,7 +1591,7 @@ def test_log_goes_to_a_terminal_too(tmp_path):
     [
         ("--port BUSY", r"serve on 127.0.0.1 port \d+: "),
         ("--host no..host", "serve on no..host port 8000: "),
-        ("--port 0 --log-file no/such.log", r"no.+such\.log"),
+        ("--port 0 --log-file no/such.log", "cannot log: .*such"),
         ("--duration 1 2 3", "duration must be "),
         ("--error-rate x", "error.rate must be .*'x'"),
         ("--faults 503,x", "faults must be .*503,x"),
