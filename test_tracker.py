@@ -771,7 +771,6 @@ def test_root_lists_the_endpoints(server, start):
 @pytest.mark.parametrize(
     "allow, start",
     [
-        (None, "GET /x"),
         (None, "POST //create_job"),
         (None, "CONNECT a:443"),
         ("POST, OPTIONS", "GET /create_job"),
@@ -1136,7 +1135,7 @@ def test_subclass_keeps_its_type_in_a_with_block():
         assert type(server) is Subclass
 
 
-def test_burst_of_clients_is_served_and_leaves_few_threads(clock):
+def test_burst_of_clients_is_served_and_leaves_some_threads(clock):
     server = create_server(clock=clock)
     threads, sockets = count_resources()
     clients = [connect(server) for _ in range(80)]
@@ -1146,7 +1145,7 @@ def test_burst_of_clients_is_served_and_leaves_few_threads(clock):
             with client:
                 assert statuses(read_responses(client)) == [200]
         wait_until(lambda: count_resources()[1] == sockets)
-        wait_until(lambda: threading.active_count() < threads + 40)
+        wait_until(lambda: threads + 9 < threading.active_count() < threads + 40)
 
 
 def test_reset_connections_are_not_errors(server, capfd, log_lines):
