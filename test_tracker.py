@@ -227,7 +227,6 @@ def test_create_job_returns_id_location_and_retry_after(server):
 @pytest.mark.parametrize(
     "duration, elapsed, status",
     [
-        ("30", 0, "pending"),
         ("30", 5.99, "pending"),
         ("30", 6, "in_progress"),
         ("30", 29.99, "in_progress"),
@@ -294,6 +293,8 @@ def test_head_is_not_counted_as_a_poll(server):
     assert statuses(responses) == [200, 200, 404]
     assert {response.body for response in responses} == {b""}
     assert (job.requests, job.faults) == (0, [503])
+    _, error = exchange(server, request(start="HEAD /status/x") + b"malformed\r\n")
+    assert error.body
 
 
 def test_only_the_newest_100_000_jobs_are_kept(server):
@@ -355,12 +356,12 @@ def test_assigned_decimal_never_leaves_a_job_half_finished(server, clock):
     job.duration = Decimal(30)
     clock.now = 31
     poll(server, job)
-    result = job.status, job.total_time, job.delay
+    result = job.requests, job.status, job.total_time, job.delay
 
-    assert result in [("pending", None, None), ("completed", 31, 1)]
+    assert result in [(0, "pending", None, None), (1, "completed", 31, 1)]
 
 
-@pytest.mark.parametrize("seconds", [-1, math.nan, math.inf])
+@pytest.mark.parametrize("seconds", [-1, math.nan, 1_000_000_000.5])
 def test_manual_clock_rejects_what_is_no_positive_number(clock, seconds):
     with pytest.raises(ValueError, match="^seconds must be .*, not"):
         clock.sleep(seconds)
@@ -652,7 +653,6 @@ def test_query_overrides_duration_outcome_and_faults():
         "outcome=fine",
         "outcome=",
         "faults=600",
-        "faults=503,399",
         "faults=5_03",
         "faults=٥٠٣",
         "faults=" + "5" * 5000,
@@ -1014,7 +1014,6 @@ def test_lone_lf_in_a_chunked_body_is_named(server, body):
     "data",
     [
         b"",
-        b"POST /cre",
         request()[:-2],
         request("Content-Length: 9") + b"short",
         request(CHUNKED) + b"9\r\nshort",
@@ -1145,7 +1144,7 @@ def test_burst_of_clients_is_served_and_leaves_some_threads(clock):
             with client:
                 assert statuses(read_responses(client)) == [200]
         wait_until(lambda: count_resources()[1] == sockets)
-        wait_until(lambda: threads + 9 < threading.active_count() < threads + 40)
+        wait_until(lambda: threading.active_count() == threads + 17)
 
 
 def test_reset_connections_are_not_errors(server, capfd, log_lines):
@@ -1593,8 +1592,6 @@ def test_log_goes_to_a_terminal_too(tmp_path):
         ("--duration 1 2 3", "duration must be "),
         ("--error-rate x", "error.rate must be .*'x'"),
         ("--faults 503,x", "faults must be .*503,x"),
-        ("--latency -1", "latency must be .*-1"),
-        ("--retry-after -1", "retry.after must be .*-1"),
     ],
 )
 def test_startup_error_is_one_line_with_exit_status_2(
